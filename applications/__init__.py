@@ -1,0 +1,1 @@
+"""Applications of blocc: transit capacity design and SVM hyperparameter selection."""

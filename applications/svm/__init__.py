@@ -1,0 +1,1 @@
+"""SVM hyperparameter selection."""

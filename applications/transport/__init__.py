@@ -1,0 +1,1 @@
+"""Transit network capacity design."""

@@ -1,0 +1,153 @@
+"""Array namespaces and devices. The only module of blocc that imports cupy, and it does so on request, never at import."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import array_api_compat
+import numpy as np
+
+from blocc.errors import BackendUnavailableError, InvalidInputError
+
+Array = Any
+Backend = Literal["auto", "numpy", "cupy"]
+
+
+def namespace(*arrays: Array) -> Any:
+    """Array API namespace of the arguments (Python scalars and None are passed over).
+
+    Arrays being traced by autograd get ``autograd.numpy``, so a function written with
+    ``xp = blocc.namespace(x, y)`` runs on NumPy, on CuPy and under differentiation.
+    """
+    candidates = [a for a in arrays if a is not None and not isinstance(a, (int, float, complex))]
+    for array in candidates:
+        if type(array).__module__.startswith("autograd."):
+            import autograd.numpy
+
+            return autograd.numpy
+    try:
+        return array_api_compat.array_namespace(*candidates)
+    except TypeError as error:
+        kinds = ", ".join(sorted({type(a).__name__ for a in candidates})) or "none"
+        raise InvalidInputError(
+            f"expected arrays of one array library, got {kinds}; convert with numpy.asarray or cupy.asarray first"
+        ) from error
+
+
+def device_of(array: Array) -> Any:
+    """Device of an array."""
+    return array_api_compat.device(array)
+
+
+def asarray_like(value: Any, like: Array | None) -> Array:
+    """Convert ``value`` to the library, device and floating dtype of ``like`` (NumPy float64 if ``like`` is None).
+
+    Raises
+    ------
+    InvalidInputError
+        If ``value`` has no numeric array form.
+    """
+    if like is None:
+        if array_api_compat.is_array_api_obj(value):
+            xp = namespace(value)
+            return value if xp.isdtype(value.dtype, "real floating") else xp.astype(value, xp.float64)
+        try:
+            return np.asarray(value, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"expected numbers, got {value!r:.80}") from error
+    xp = namespace(like)
+    if array_api_compat.is_array_api_obj(value) and namespace(value) is not xp:
+        value = to_numpy(value).tolist()
+    elif isinstance(value, np.generic):
+        value = value.item()
+    return xp.asarray(value, dtype=like.dtype, device=device_of(like))
+
+
+def to_numpy(array: Array) -> np.ndarray[Any, Any]:
+    """Copy an array of any library and device to a NumPy array on the host."""
+    if isinstance(array, np.ndarray):
+        return array
+    if array_api_compat.is_cupy_array(array):
+        return np.asarray(array.get())
+    if array_api_compat.is_array_api_obj(array):
+        try:
+            return np.from_dlpack(array)
+        except (RuntimeError, BufferError, TypeError, ValueError):
+            # A device that does not export: go through its own transfer to the host.
+            xp = namespace(array)
+            host = array_api_compat.to_device(array, getattr(xp, "Device", lambda name: name)("CPU_DEVICE"))
+            return np.from_dlpack(host)
+    return np.asarray(array)
+
+
+def all_finite(array: Array) -> bool:
+    """Whether every entry is a finite number."""
+    xp = namespace(array)
+    return bool(xp.all(xp.isfinite(array)))
+
+
+def resolve_backend(backend: Backend, *arrays: Any) -> Any:
+    """Namespace to compute in.
+
+    Parameters
+    ----------
+    backend : {"auto", "numpy", "cupy"}
+        ``"auto"`` keeps the library of ``arrays`` (NumPy for lists and scalars). ``"cupy"`` moves to the GPU.
+    *arrays : array_like
+        The starting points.
+
+    Raises
+    ------
+    BackendUnavailableError
+        If ``"cupy"`` is asked for and cupy or a CUDA device is missing.
+    """
+    if backend == "cupy":
+        return _cupy()
+    if backend == "numpy":
+        import array_api_compat.numpy as xp
+
+        return xp
+    if backend == "auto":
+        known = [a for a in arrays if array_api_compat.is_array_api_obj(a)]
+        if known:
+            return namespace(*known)
+        import array_api_compat.numpy as xp
+
+        return xp
+    raise InvalidInputError(f"backend must be 'auto', 'numpy' or 'cupy', got {backend!r}")
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+    except ImportError as error:
+        raise BackendUnavailableError(
+            "backend='cupy' needs CuPy. Install it with:  pip install 'blocc[gpu-cuda12]'  (or gpu-cuda13), "
+            "or use backend='numpy'"
+        ) from error
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:  # cupy raises its own types, which vary with the driver that is missing
+        raise BackendUnavailableError(
+            f"backend='cupy': CuPy {cupy.__version__} is installed but no CUDA device can be used ({error}). "
+            "Use backend='numpy', or backend='auto' to fall back by itself"
+        ) from error
+    if count < 1:
+        raise BackendUnavailableError("backend='cupy': no CUDA device found. Use backend='numpy'")
+    import array_api_compat.cupy as xp
+
+    return xp
+
+
+def devices() -> list[str]:
+    """Names of the usable CUDA devices, empty where there are none."""
+    try:
+        _cupy()
+    except BackendUnavailableError:
+        return []
+    import cupy
+
+    return [
+        cupy.cuda.runtime.getDeviceProperties(i)["name"].decode()
+        for i in range(cupy.cuda.runtime.getDeviceCount())
+    ]

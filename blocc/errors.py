@@ -1,0 +1,99 @@
+"""Every exception that blocc raises on purpose, each naming the culprit and the remedy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blocc.result import Result
+
+
+class BloccError(Exception):
+    """Base class of all errors raised by blocc."""
+
+
+class InvalidInputError(BloccError, ValueError):
+    """The input is wrong: a shape, a value, a file, a name. The message says which and what to do."""
+
+
+class UnsupportedModelError(BloccError):
+    """The model is outside what blocc can solve; the message names the offending part."""
+
+
+class MissingDependencyError(BloccError, ImportError):
+    """An optional dependency is not installed; the message has the pip line."""
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(
+            f"{purpose} needs the package {package!r}, which is not installed. "
+            f"Install it with:  pip install 'blocc[{extra}]'"
+        )
+
+
+class BackendUnavailableError(BloccError, RuntimeError):
+    """The requested array backend (cupy) is missing or has no usable device."""
+
+
+class LowerLevelError(BloccError):
+    """The lower level has no answer at this upper point x. Line searches step back from it."""
+
+
+class LowerInfeasibleError(LowerLevelError):
+    """No y satisfies the lower level's constraints at this x."""
+
+
+class LowerUnboundedError(LowerLevelError):
+    """The lower-level objective is unbounded below at this x."""
+
+
+class LowerNotSolvedError(LowerLevelError):
+    """The lower-level solver stopped before reaching its tolerance."""
+
+
+class SolveError(BloccError, RuntimeError):
+    """A solve ended without a certified answer. The partial answer is in ``result``."""
+
+    def __init__(self, message: str, result: Result | None = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class SolveInterrupted(KeyboardInterrupt):
+    """Ctrl-C during a solve. The best answer so far is in ``result``; its checkpoint can be resumed."""
+
+    def __init__(self, message: str, result: Result | None = None) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class CorruptFileError(BloccError, ValueError):
+    """A saved result or checkpoint cannot be read. Nothing in it was executed."""
+
+
+def require(package: str, extra: str, purpose: str) -> Any:
+    """Import an optional package, or say how to install it.
+
+    Parameters
+    ----------
+    package : str
+        Import name, for example ``"pandas"``.
+    extra : str
+        The extra of blocc that brings it, for example ``"transport"``.
+    purpose : str
+        What needs it, the subject of the error's sentence.
+
+    Returns
+    -------
+    module
+
+    Raises
+    ------
+    MissingDependencyError
+        If the package is not installed.
+    """
+    import importlib
+
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingDependencyError(package, extra, purpose) from error

@@ -1,0 +1,1 @@
+"""Outer methods, one algorithm a file."""

@@ -1,0 +1,180 @@
+"""Closed convex sets that are easy to project on, for X and Y.
+
+Every set works on arrays of any library that follows the array API, on the device of its argument.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from blocc.arrays import asarray_like, namespace
+from blocc.errors import InvalidInputError
+
+Array = Any
+
+
+@runtime_checkable
+class ConvexSet(Protocol):
+    """A closed convex set with a cheap projection."""
+
+    def project(self, point: Array) -> Array:
+        """Nearest point of the set in the Euclidean norm, same shape."""
+        ...
+
+    def linear_gap(self, point: Array, gradient: Array) -> tuple[Array, Array]:
+        """Split a gradient at a point of the set into what the set accounts for and what it does not.
+
+        Returns
+        -------
+        gap : 0-d array
+            ``max over z in the set of <gradient, point - z>``, over the directions in which the set is bounded.
+            Zero exactly where ``point`` minimises the linear function there.
+        residual : array
+            The part of ``gradient`` along unbounded directions (zero for a bounded set): must vanish at a minimiser.
+        """
+        ...
+
+
+def _bound(value: Any, like: Array) -> Array:
+    return value if isinstance(value, (int, float)) else asarray_like(value, like)
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """``lower <= point <= upper`` elementwise.
+
+    Parameters
+    ----------
+    lower, upper : float or array_like, default -inf and inf
+        Bounds, broadcast against the point; ``-inf`` and ``inf`` where there is none.
+
+    Raises
+    ------
+    InvalidInputError
+        If a bound is NaN, or a lower bound exceeds its upper bound.
+    """
+
+    lower: Any = -math.inf
+    upper: Any = math.inf
+
+    def __post_init__(self) -> None:
+        scalar = isinstance(self.lower, (int, float)) and isinstance(self.upper, (int, float))
+        if scalar:
+            ordered = self.lower <= self.upper and self.lower < math.inf and self.upper > -math.inf
+        else:
+            like = self.upper if isinstance(self.lower, (int, float)) else self.lower
+            like = asarray_like(like, None)
+            lower, upper = _bound(self.lower, like), _bound(self.upper, like)
+            xp = namespace(like)
+            try:
+                ordered = bool(xp.all((lower <= upper) & (lower < math.inf) & (upper > -math.inf)))
+            except ValueError as error:
+                raise InvalidInputError("Box: lower and upper have incompatible shapes") from error
+        if not ordered:
+            raise InvalidInputError("Box: every lower bound must be <= its upper bound, and neither may be NaN")
+
+    def project(self, point: Array) -> Array:
+        """Nearest point of the box."""
+        xp = namespace(point)
+        lower, upper = _bound(self.lower, point), _bound(self.upper, point)
+        if isinstance(lower, (int, float)):
+            lower = xp.full_like(point, lower)
+        if isinstance(upper, (int, float)):
+            upper = xp.full_like(point, upper)
+        return xp.minimum(xp.maximum(point, lower), upper)
+
+    def linear_gap(self, point: Array, gradient: Array) -> tuple[Array, Array]:
+        """See :meth:`ConvexSet.linear_gap`."""
+        xp = namespace(point)
+        zero = xp.zeros_like(point)
+        lower, upper = _bound(self.lower, point) + zero, _bound(self.upper, point) + zero
+        bound = xp.where(gradient > 0, lower, upper)  # where the linear function is smallest
+        finite = xp.isfinite(bound)
+        distance = point - xp.where(finite, bound, point)
+        return xp.sum(gradient * distance), xp.where(finite, zero, gradient)
+
+
+class NonNegative(Box):
+    """``point >= 0`` elementwise."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, math.inf)
+
+
+class Free(Box):
+    """The whole space."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def project(self, point: Array) -> Array:
+        """Return the point itself."""
+        return point
+
+
+@dataclass(frozen=True)
+class Ball:
+    """Euclidean ball ``||point - center|| <= radius``.
+
+    Parameters
+    ----------
+    radius : float
+        Positive radius.
+    center : float or array_like, default 0.0
+    """
+
+    radius: float = 1.0
+    center: Any = 0.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.radius < math.inf):
+            raise InvalidInputError(f"Ball: radius must be positive and finite, got {self.radius}")
+
+    def project(self, point: Array) -> Array:
+        """Nearest point of the ball."""
+        xp = namespace(point)
+        offset = point - _bound(self.center, point)
+        norm = xp.sqrt(xp.sum(offset * offset))
+        scale = self.radius / xp.maximum(norm, xp.full_like(norm, self.radius))
+        return point - offset + offset * scale
+
+    def linear_gap(self, point: Array, gradient: Array) -> tuple[Array, Array]:
+        """See :meth:`ConvexSet.linear_gap`."""
+        xp = namespace(point)
+        offset = point - _bound(self.center, point)
+        norm = xp.sqrt(xp.sum(gradient * gradient))
+        return xp.sum(gradient * offset) + self.radius * norm, xp.zeros_like(point)
+
+
+@dataclass(frozen=True)
+class Simplex:
+    """``point >= 0`` with entries that sum to ``total``, over all entries of the array.
+
+    Parameters
+    ----------
+    total : float, default 1.0
+        Positive sum.
+    """
+
+    total: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (0 < self.total < math.inf):
+            raise InvalidInputError(f"Simplex: total must be positive and finite, got {self.total}")
+
+    def project(self, point: Array) -> Array:
+        """Nearest point of the simplex, by sorting (Held, Wolfe, Crowder 1974)."""
+        xp = namespace(point)
+        flat = xp.reshape(point, (-1,))
+        descending = xp.flip(xp.sort(flat))
+        count = xp.cumulative_sum(xp.ones_like(flat))
+        shift = (xp.cumulative_sum(descending) - self.total) / count
+        # the threshold is the largest shift: shift rises while its entry is kept, then falls
+        return xp.maximum(point - xp.max(shift), xp.zeros_like(point))
+
+    def linear_gap(self, point: Array, gradient: Array) -> tuple[Array, Array]:
+        """See :meth:`ConvexSet.linear_gap`."""
+        xp = namespace(point)
+        return xp.sum(gradient * point) - self.total * xp.min(gradient), xp.zeros_like(point)

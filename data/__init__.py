@@ -1,0 +1,1 @@
+"""Tables that blocc ships; see README.md for sources, licences and units."""

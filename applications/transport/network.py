@@ -58,7 +58,8 @@ class Tables(NamedTuple):
 class Network:
     """A transit network with its demand.
 
-    Build it with :func:`load`, :func:`from_tables` or :func:`from_networkx`. All arrays are read-only. Pairs are origin-destination (OD) pairs.
+    Build it with :func:`load`, :func:`from_tables` or :func:`from_networkx`.
+    All arrays are read-only. Pairs are origin-destination (OD) pairs.
 
     Attributes
     ----------
@@ -258,7 +259,7 @@ class Network:
         return graph
 
     def save(self, directory: str | PathLike[str]) -> None:
-        """Write links.csv, demand.csv and nodes.csv, from which :func:`load` reads the same numbers.
+        """Write links.csv, demand.csv and nodes.csv; :func:`load` reads back the same numbers.
 
         Parameters
         ----------
@@ -286,9 +287,9 @@ def load(name_or_directory: str | PathLike[str]) -> Network:
     Parameters
     ----------
     name_or_directory : str or path
-        ``"three_node"``, ``"nine_node"`` or ``"seville"``; or a directory with links.csv, demand.csv
-        and nodes.csv. Without nodes.csv the stations get a seeded spring layout. Write ``./seville``
-        for a directory of your own that has the name of a shipped instance.
+        ``"three_node"``, ``"nine_node"`` or ``"seville"``; or a directory with links.csv,
+        demand.csv and nodes.csv. Without nodes.csv the stations get a seeded spring layout.
+        Write ``./seville`` for a directory of your own that has the name of a shipped instance.
 
     Returns
     -------
@@ -405,7 +406,7 @@ def from_networkx(graph: Any, demand: Any = None, name: str | None = None) -> Ne
     return from_tables(links, demand, nodes, name or str(graph.graph.get("name", "")) or "network")
 
 
-# Tables of raw cells: what files and DataFrames have in common, so that one set of checks serves both
+# Tables of raw cells: what files and DataFrames have in common, so that one set of checks is enough
 
 
 @dataclass(frozen=True)

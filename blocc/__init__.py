@@ -1,0 +1,70 @@
+"""blocc: bilevel optimisation with coupled constraints.
+
+Every answer comes with its certificate. See https://arxiv.org/abs/2406.10148 for the method.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from blocc.arrays import namespace
+from blocc.certificate import Certificate
+from blocc.errors import (
+    BackendUnavailableError,
+    BloccError,
+    CorruptFileError,
+    InvalidInputError,
+    LowerInfeasibleError,
+    LowerLevelError,
+    LowerNotSolvedError,
+    LowerUnboundedError,
+    MissingDependencyError,
+    SolveError,
+    SolveInterrupted,
+    UnsupportedModelError,
+)
+from blocc.functional import FunctionalModel, minimize
+from blocc.gradients import Function, check_gradients
+from blocc.methods.homotopy import solve
+from blocc.model import LowerResiduals, Model, Relaxation, Saddle, Schedule
+from blocc.result import Result, Status
+from blocc.sets import Ball, Box, ConvexSet, Free, NonNegative, Simplex
+
+try:
+    __version__ = version("blocc")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+unknown"
+
+__all__ = [
+    "BackendUnavailableError",
+    "Ball",
+    "BloccError",
+    "Box",
+    "Certificate",
+    "ConvexSet",
+    "CorruptFileError",
+    "Free",
+    "Function",
+    "FunctionalModel",
+    "InvalidInputError",
+    "LowerInfeasibleError",
+    "LowerLevelError",
+    "LowerNotSolvedError",
+    "LowerResiduals",
+    "LowerUnboundedError",
+    "MissingDependencyError",
+    "Model",
+    "NonNegative",
+    "Relaxation",
+    "Result",
+    "Saddle",
+    "Schedule",
+    "Simplex",
+    "SolveError",
+    "SolveInterrupted",
+    "Status",
+    "UnsupportedModelError",
+    "__version__",
+    "check_gradients",
+    "minimize",
+    "namespace",
+    "solve",
+]

@@ -57,7 +57,7 @@ def asarray_like(value: Any, like: Array | None) -> Array:
             raise InvalidInputError(f"expected numbers, got {value!r:.80}") from error
     xp = namespace(like)
     if array_api_compat.is_array_api_obj(value) and namespace(value) is not xp:
-        value = to_numpy(value).tolist()
+        value = to_numpy(value)
     elif isinstance(value, np.generic):
         value = value.item()
     return xp.asarray(value, dtype=like.dtype, device=device_of(like))
@@ -78,6 +78,22 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
             host = array_api_compat.to_device(array, getattr(xp, "Device", lambda name: name)("CPU_DEVICE"))
             return np.from_dlpack(host)
     return np.asarray(array)
+
+
+def precision(array: Array) -> float:
+    """Machine epsilon of the array's floating dtype."""
+    return float(namespace(array).finfo(array.dtype).eps)
+
+
+def random_normal(like: Array, seed: int) -> Array:
+    """Standard normal numbers in the shape, dtype and on the device of ``like``; the same for a seed on every library."""
+    return asarray_like(np.random.default_rng(seed).standard_normal(like.shape), like)
+
+
+def random_signs(like: Array, seed: int) -> Array:
+    """Random +1 and -1 in the shape, dtype and on the device of ``like``."""
+    signs = np.random.default_rng(seed).integers(0, 2, like.shape) * 2.0 - 1.0
+    return asarray_like(signs, like)
 
 
 def all_finite(array: Array) -> bool:

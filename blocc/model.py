@@ -163,3 +163,31 @@ class HasImprovement(Protocol):
     def improve(self, x: Array, lower: Saddle) -> Array:
         """Return an x whose true upper value ``f(x, y(x))`` is not above the given one's."""
         ...
+
+
+@runtime_checkable
+class CanRestore(Protocol):
+    """Optional capability: find an upper point near x where the lower level has an answer."""
+
+    def restore(self, x: Array) -> Array:
+        """Return such a point, or raise LowerInfeasibleError naming the constraint that cannot be met."""
+        ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How gamma rises, a hint that a model may carry as ``schedule``.
+
+    Attributes
+    ----------
+    start : float
+        First gamma.
+    factor : float
+        Between stages.
+    limit : float
+        Last gamma at most.
+    """
+
+    start: float = 0.1
+    factor: float = 4.0
+    limit: float = 1e8

@@ -1,0 +1,195 @@
+"""The certificate: what is true of an answer, recomputed from the problem's own functions after the solve.
+
+Nothing here is copied from the iteration: the lower level is solved again, cold, at the answer's x, its duals bound
+the lower-level value, and the stationarity comes from fresh saddle points.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from blocc.errors import LowerLevelError
+from blocc.methods.descent import stationarity
+from blocc.model import HasConvexConcaveStep, Model, Saddle
+from blocc.penalty import Evaluation, Penalty, Response
+
+Array = Any
+
+LIMITS = {
+    "lower_gap": "g(x, y) - v(x), relative: how far y is from solving the lower level",
+    "violation": "largest relative violation of a constraint on y",
+    "dual_infeasibility": "relative gradient of the Lagrangian that no multiplier accounts for",
+    "complementarity": "relative product of duals and slacks",
+    "stationarity": "relative first-order residual of the upper problem in x",
+}
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Residuals of an answer (x, y, duals), every one recomputed from the problem.
+
+    Attributes
+    ----------
+    lower_gap : float
+        Relative lower-level gap ``(g(x, y) - bound) / (1 + |g(x, y)|)``, with the bound on v(x) from the duals.
+    violation : float
+        Largest relative violation, of lower-level and of coupling upper constraints.
+    dual_infeasibility, complementarity : float
+        Relative residuals of the lower level's KKT system.
+    stationarity : float
+        Relative first-order residual in x, of F_gamma at ``gamma`` (of the true response where gamma is ``inf``):
+        the projected gradient, or, for models with a convex-concave step, the decrease that the step promises.
+    gamma : float
+        See stationarity.
+    response_objective : float
+        True upper value f(x, y_g(x)) at the lower level's own answer.
+    response_violation : float
+        Violation of the coupling upper constraints at the lower level's own answer.
+    penalized_objective : float
+        F_gamma(x): a lower bound on the true upper value at this x (finite gamma only; equals it where inf).
+    bound : float or None
+        Proven lower bound on the optimum, None where there is none.
+    bound_gap : float or None
+        ``(objective - bound) / (1 + |objective|)``.
+    """
+
+    lower_gap: float
+    violation: float
+    dual_infeasibility: float
+    complementarity: float
+    stationarity: float
+    gamma: float
+    response_objective: float
+    response_violation: float
+    penalized_objective: float
+    bound: float | None
+    bound_gap: float | None
+
+    def lower_ok(self, tol: float = 1e-6) -> bool:
+        """Whether y solves the lower level at x, and every constraint holds, within tol."""
+        values = (self.lower_gap, self.violation, self.dual_infeasibility, self.complementarity)
+        return all(value <= tol for value in values) and not any(math.isnan(value) for value in values)
+
+    def ok(self, tol: float = 1e-6) -> bool:
+        """Whether the lower level is solved and x is stationary (or proven optimal), within tol."""
+        return self.lower_ok(tol) and (self.stationarity <= tol or self.optimal(tol))
+
+    def optimal(self, tol: float = 1e-6) -> bool:
+        """Whether the bound proves global optimality within tol."""
+        return self.lower_ok(tol) and self.bound_gap is not None and self.bound_gap <= tol
+
+    def to_dict(self) -> dict[str, float | None]:
+        """Plain dictionary of all fields."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        rows = [f"  {name:<22}{getattr(self, name):>12.2e}   {LIMITS[name]}" for name in LIMITS]
+        rows.append(f"  {'gamma':<22}{self.gamma:>12.4g}   at which stationarity was measured (inf: true response)")
+        rows.append(f"  {'response_objective':<22}{self.response_objective:>12.6g}   f at the lower level's own answer")
+        if self.bound is None:
+            rows.append(f"  {'bound':<22}{'none':>12}   no convex relaxation, so no proven bound")
+        else:
+            rows.append(f"  {'bound':<22}{self.bound:>12.6g}   proven; relative gap {self.bound_gap:.2e}")
+        return "\n".join(["certificate", *rows])
+
+
+@dataclass(frozen=True)
+class Certified:
+    """An answer with its certificate."""
+
+    x: Array
+    y: Array
+    objective: float
+    lower: Saddle
+    duals: Mapping[str, Array]
+    lower_objective: float
+    certificate: Certificate
+
+
+def _response(model: Model, x: Array, gamma: float, extrapolate: bool, tol: float) -> Evaluation:
+    oracle = Response(model, gamma, tol=tol) if extrapolate else Penalty(model, gamma, tol=tol)
+    return oracle(x)
+
+
+def certify(
+    model: Model, x: Array, gamma: float, *, extrapolate: bool, bound: float | None, tol: float, saddle_tol: float
+) -> Certified:
+    """Certify x: solve both saddle points afresh, choose y, and compute every residual.
+
+    y is the lower level's own answer, unless the penalised one is optimal for the lower level to a thousandth of the
+    tolerance and better for the upper level (optimistic choice among several lower-level answers).
+
+    Parameters
+    ----------
+    model : Model
+    x : array
+    gamma : float
+        Penalty at which to measure stationarity.
+    extrapolate : bool
+        Measure it for the true response, by extrapolation from gamma and 2 gamma.
+    bound : float or None
+        Proven bound on the optimum.
+    tol : float
+        Tolerance of the solve.
+    saddle_tol : float
+        Tolerance of the saddle points computed here.
+
+    Raises
+    ------
+    LowerLevelError
+        If the lower level has no answer at x.
+    """
+    here = _response(model, x, gamma, extrapolate, saddle_tol)
+    lower = here.lower
+    choices = [(lower.y, model.residuals(x, lower.y, lower.duals))]
+    optimistic = model.residuals(x, here.penalized.y, lower.duals)
+    own_violation = model.upper_violation(x, lower.y)
+    own, other = here.response, model.upper(x, here.penalized.y)
+    if (
+        optimistic.gap <= 1e-3 * tol
+        and optimistic.violation <= tol
+        and (other < own - tol * (1 + abs(own)) or own_violation > tol)
+    ):
+        choices.insert(0, (here.penalized.y, optimistic))
+    y, residuals = choices[0]
+    objective = model.upper(x, y)
+    if isinstance(model, HasConvexConcaveStep) and not extrapolate:
+        first_order = predicted_decrease(model, here, tol=saddle_tol)
+    else:
+        first_order = stationarity(x, here.gradient, model.x_set)
+    certificate = Certificate(
+        lower_gap=residuals.gap,
+        violation=max(residuals.violation, model.upper_violation(x, y)),
+        dual_infeasibility=residuals.dual_infeasibility,
+        complementarity=residuals.complementarity,
+        stationarity=first_order,
+        gamma=math.inf if extrapolate else gamma,
+        response_objective=own,
+        response_violation=own_violation,
+        penalized_objective=here.value,
+        bound=bound,
+        bound_gap=None if bound is None else (objective - bound) / (1.0 + abs(objective)),
+    )
+    return Certified(x, y, objective, lower, lower.duals, residuals.objective, certificate)
+
+
+def predicted_decrease(model: Model, here: Evaluation, *, tol: float) -> float:
+    """Relative decrease of F_gamma's convex majorant at its minimiser: zero exactly at critical points.
+
+    The majorant ``p_gamma(z) - gamma (v(x) + <v'(x), z - x>)`` touches F_gamma at x (design section 2); how far its
+    minimum lies below measures criticality in units of the objective.
+    """
+    assert isinstance(model, HasConvexConcaveStep)
+    from blocc.arrays import namespace
+
+    step = model.convex_concave_step(here.x, here.gamma, here.lower, tol=tol)
+    try:
+        there = model.penalized(step, here.gamma, tol=tol)
+    except LowerLevelError:
+        return math.inf
+    linear = here.lower.value + float(namespace(here.x).sum(here.lower.grad_x * (step - here.x)))
+    majorant = there.value - here.gamma * linear
+    return max(0.0, here.value - majorant) / (1.0 + abs(here.value))

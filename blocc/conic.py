@@ -1,0 +1,492 @@
+"""Convex programs, canonicalised once and solved many times through the solver's own interface.
+
+CVXPY turns a problem into ``min 1/2 z'Pz + q'z + d  s.t.  Az + s = b, s in K`` with P, q, d, A and b affine in the
+problem's parameters. :class:`ConicProgram` keeps these affine maps, so that a solve at new parameter values costs
+two sparse products and one call of the solver, and the derivative of the optimal value with respect to every
+parameter is a contraction of the same maps with one primal-dual answer (envelope theorem).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import clarabel
+import cvxpy as cp
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sparse
+
+from blocc.errors import (
+    LowerInfeasibleError,
+    LowerNotSolvedError,
+    LowerUnboundedError,
+    UnsupportedModelError,
+)
+
+try:
+    import daqp
+except ImportError:  # optional: an exact active-set solver for small dense QPs
+    daqp = None
+
+Vector = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float64]
+
+#: Largest number of rows times columns for which dense linear algebra is used.
+DENSE_LIMIT = 40_000
+_INFINITE = 1e30
+_SOLVED = 1
+_INFEASIBLE = -1
+_UNBOUNDED = -3
+
+
+@dataclass(frozen=True)
+class QuadraticAnswer:
+    """Answer of a dense quadratic program.
+
+    Attributes
+    ----------
+    z : ndarray
+        Primal answer.
+    dual : ndarray
+        Multipliers by row: positive at an active upper bound, negative at an active lower one.
+    iterations : int
+        Iterations of the solver.
+    """
+
+    z: Vector
+    dual: Vector
+    iterations: int
+
+
+def solve_dense_qp(
+    P: Matrix,
+    q: Vector,
+    A: Matrix,
+    upper: Vector,
+    equalities: int = 0,
+    *,
+    lower: Vector | None = None,
+    tol: float = 1e-11,
+) -> QuadraticAnswer | None:
+    """Solve ``min 1/2 z'Pz + q'z`` over ``lower <= Az <= upper`` by an active-set method, or return None.
+
+    Parameters
+    ----------
+    P : ndarray of shape (n, n)
+        Positive semidefinite.
+    q : ndarray of shape (n,)
+    A : ndarray of shape (m, n)
+    upper : ndarray of shape (m,)
+    equalities : int
+        The first rows of A that hold with equality to ``upper``.
+    lower : ndarray of shape (m,), optional
+        Lower bounds on ``Az``; none by default.
+    tol : float
+        Primal and dual tolerance.
+
+    Returns
+    -------
+    QuadraticAnswer or None
+        None where the active-set solver is not installed or did not reach an answer (then ask an interior-point
+        solver, which also tells an infeasible program from an unbounded one).
+    """
+    if daqp is None:
+        return None
+    rows = len(upper)
+    sense = np.zeros(rows, dtype=np.int32)
+    sense[:equalities] = 5
+    if lower is None:
+        lower = np.full(rows, -_INFINITE)
+        lower[:equalities] = upper[:equalities]
+    z, _, flag, info = daqp.solve(
+        P, q, A, upper, lower, sense, primal_tol=tol, dual_tol=tol, eps_prox=-1.0, iter_limit=2000
+    )
+    if flag != _SOLVED or not np.all(np.isfinite(z)):
+        return None
+    return QuadraticAnswer(z, np.asarray(info["lam"]), int(info["iterations"]))
+
+
+@dataclass(frozen=True)
+class ConicAnswer:
+    """Primal-dual answer of a :class:`ConicProgram` at given parameter values.
+
+    Attributes
+    ----------
+    z, dual : ndarray
+        Primal vector and multipliers of ``Az + s = b`` (in the dual cone).
+    value : float
+        Primal objective, with its constant.
+    gap, violation : float
+        Relative duality gap and relative residual of the constraints.
+    iterations : int
+        Iterations of the solver.
+    """
+
+    z: Vector
+    dual: Vector
+    value: float
+    gap: float
+    violation: float
+    iterations: int
+
+
+class ConicProgram:
+    """A CVXPY problem as a parametrised conic program.
+
+    Parameters
+    ----------
+    problem : cvxpy.Problem
+        A DPP problem that minimises.
+    variables : sequence of cvxpy.Variable
+        Variables whose values :meth:`primal` returns, stacked in Fortran order.
+    constraints : sequence of cvxpy constraints
+        Constraints whose multipliers :meth:`multipliers` returns.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If CVXPY cannot canonicalise the problem for Clarabel.
+    """
+
+    def __init__(
+        self,
+        problem: cp.Problem,
+        variables: Sequence[cp.Variable],
+        constraints: Sequence[Any],
+    ) -> None:
+        for parameter in problem.parameters():
+            if parameter.value is None:  # CVXPY wants a value to build the data; it is never used
+                parameter.value = _any_value(parameter)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                data, chain, inverse = problem.get_problem_data(
+                    cp.CLARABEL, solver_opts={"use_quad_obj": True}
+                )
+        except (cp.error.DCPError, cp.error.DPPError, cp.error.SolverError) as error:
+            raise UnsupportedModelError(
+                f"CVXPY cannot canonicalise the problem: {error}"
+            ) from error
+        program = data["param_prob"]
+        self.columns: dict[int, int] = dict(program.param_id_to_col)
+        self.size = int(program.x.size)
+        self.rows = len(data["b"])
+        self._parameters = {parameter.id: parameter for parameter in program.parameters}
+        self._width = program.q.shape[1]
+        dims = data["dims"]
+        self._equalities = int(dims.zero)
+        self._linear = int(dims.zero + dims.nonneg)
+        self._cones = _clarabel_cones(dims)
+        self.is_quadratic = self._linear == self.rows
+        n, m = self.size, self.rows
+        self._raw_q = _compact(program.q)
+        self._q_map = self._raw_q
+        stacked = sparse.csr_array(program.A)
+        self._A_map, self._A_row, self._A_col = _entries(-stacked[: m * n], m, n)
+        self._b_map = _compact(stacked[m * n :])
+        self._raw_P = sparse.csr_array(program.P if program.P is not None else (n * n, self._width))
+        self._P_map, self._P_row, self._P_col = _entries(self._raw_P, n, n)
+        self._solver: Any = None
+        self._dense = n * max(m, n) <= DENSE_LIMIT
+        self._primal_map, blocks = _recovery_maps(
+            chain, inverse, n, m, list(variables), list(constraints)
+        )
+        self._dual_map = sparse.vstack([*blocks, sparse.csr_array((0, m))], format="csr")
+        self._dual_ends = np.cumsum([block.shape[0] for block in blocks])[:-1]
+        self._primal_map, self._dual_map = _compact(self._primal_map), _compact(self._dual_map)
+        self.variables = list(variables)
+        self.constraints = list(constraints)
+        self.set_parameters(
+            {identity: parameter.value for identity, parameter in self._parameters.items()}
+        )
+
+    # ------------------------------------------------------------------------------------------- data
+    def parameter_vector(self, values: Mapping[int, Any]) -> Vector:
+        """Stack parameter values by identity, with the constant 1 in its column."""
+        vector = np.zeros(self._width)
+        vector[-1] = 1.0
+        for identity, value in values.items():
+            column = self.columns.get(identity)
+            if column is not None:
+                flat = np.asarray(value, dtype=float).ravel(order="F")
+                vector[column : column + flat.size] = flat
+        return vector
+
+    def set_parameters(self, values: Mapping[int, Any]) -> None:
+        """Set all parameters from a mapping of identity to value."""
+        self.set_vector(self.parameter_vector(values))
+
+    def set_vector(self, vector: Vector) -> None:
+        """Set all parameters from a stacked vector (see :meth:`parameter_vector`)."""
+        cost = self._q_map @ vector
+        self.q, self.d = cost[:-1], float(cost[-1])
+        self.A_data = self._A_map @ vector
+        self.b = self._b_map @ vector
+        self.P_data = self._P_map @ vector
+
+    def blend(self, other: ConicProgram, weight: float) -> None:
+        """Set the objective to the line through this one (weight 1) and another one's (weight 2).
+
+        Parameters
+        ----------
+        other : ConicProgram
+            Canonicalised from the same problem with an objective that differs in one constant factor.
+        weight : float
+            Point on the line.
+        """
+        if (
+            other._raw_q.shape != self._raw_q.shape
+            or other.columns.keys()
+            and self.rows != other.rows
+        ):
+            raise UnsupportedModelError("the two programs differ in more than their objective")
+        self._q_map = (2.0 - weight) * self._raw_q + (weight - 1.0) * other._raw_q
+        self._P_map, self._P_row, self._P_col = _entries(
+            (2.0 - weight) * self._raw_P + (weight - 1.0) * other._raw_P, self.size, self.size
+        )
+
+    def dense(self) -> tuple[Matrix, Matrix]:
+        """P and A as dense arrays."""
+        P = np.zeros((self.size, self.size))
+        np.add.at(P, (self._P_row, self._P_col), self.P_data)
+        A = np.zeros((self.rows, self.size))
+        A[self._A_row, self._A_col] = self.A_data
+        return P, A
+
+    # ------------------------------------------------------------------------------------------ solve
+    def solve(self, tol: float = 1e-10) -> ConicAnswer:
+        """Solve at the parameters last set.
+
+        Raises
+        ------
+        LowerInfeasibleError, LowerUnboundedError, LowerNotSolvedError
+        """
+        if self.is_quadratic and self._dense:
+            P, A = self.dense()
+            answer = solve_dense_qp(P, self.q, A, self.b, self._equalities)
+            if answer is not None:
+                result = self._assess(answer.z, answer.dual, answer.iterations)
+                if result.gap <= tol and result.violation <= tol:
+                    return result
+        return self._interior_point(tol)
+
+    def _interior_point(self, tol: float) -> ConicAnswer:
+        A = sparse.csc_matrix(
+            (self.A_data, (self._A_row, self._A_col)), shape=(self.rows, self.size)
+        )
+        upper = self._P_row <= self._P_col
+        P = sparse.csc_matrix(
+            (self.P_data[upper], (self._P_row[upper], self._P_col[upper])),
+            shape=(self.size, self.size),
+        )
+        settings = clarabel.DefaultSettings()
+        settings.verbose = False
+        settings.presolve_enable = False
+        settings.max_threads = 1
+        # slightly tighter than asked: Clarabel measures on its own scaling
+        settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = max(0.1 * tol, 1e-12)
+        settings.tol_ktratio = min(1e-6, tol * 1e2)
+        if self._solver is not None:
+            try:
+                self._solver.update(P=P, q=self.q, A=A, b=self.b, settings=settings)
+            except Exception:  # the sparsity pattern changed (an entry became exactly zero)
+                self._solver = None
+        if self._solver is None:
+            self._solver = clarabel.DefaultSolver(P, self.q, A, self.b, self._cones, settings)
+        solution = self._solver.solve()
+        status = str(solution.status)
+        if "PrimalInfeasible" in status:
+            raise LowerInfeasibleError(
+                "no point satisfies the constraints (Clarabel's certificate)"
+            )
+        if "DualInfeasible" in status:
+            raise LowerUnboundedError("the objective is unbounded below (Clarabel's certificate)")
+        z, dual = np.asarray(solution.x), np.asarray(solution.z)
+        if not (np.all(np.isfinite(z)) and np.all(np.isfinite(dual))):
+            raise LowerNotSolvedError(f"Clarabel stopped with status {status}")
+        result = self._assess(z, dual, int(solution.iterations), np.asarray(solution.s))
+        if self.is_quadratic and self._dense and max(result.gap, result.violation) > 1e-13:
+            polished = self._polish(result)
+            if max(polished.gap, polished.violation) <= max(result.gap, result.violation):
+                result = polished
+        # 1e-6 is the loosest answer worth having: the caller sees gap and violation and can refuse it
+        if max(result.gap, result.violation) > max(1e3 * tol, 1e-6):
+            raise LowerNotSolvedError(
+                f"Clarabel stopped with status {status}, gap {result.gap:.1e}, "
+                f"violation {result.violation:.1e}"
+            )
+        return result
+
+    def _assess(
+        self, z: Vector, dual: Vector, iterations: int, slack: Vector | None = None
+    ) -> ConicAnswer:
+        Pz = np.bincount(self._P_row, self.P_data * z[self._P_col], self.size)
+        Az = np.bincount(self._A_row, self.A_data * z[self._A_col], self.rows)
+        quadratic = float(z @ Pz)
+        value = 0.5 * quadratic + float(self.q @ z) + self.d
+        stationarity = (
+            Pz + self.q + np.bincount(self._A_col, self.A_data * dual[self._A_row], self.size)
+        )
+        residual = Az - self.b
+        if slack is None:
+            residual[self._equalities :] = np.maximum(residual[self._equalities :], 0.0)
+        else:
+            residual = residual + slack
+        # a lower bound needs stationarity: count what is left of it over the size of the answer
+        bound = -0.5 * quadratic - float(self.b @ dual) + self.d
+        scale = 1.0 + abs(value)
+        gap = (abs(value - bound) + float(np.abs(stationarity) @ np.abs(z))) / scale
+        violation = float(np.max(np.abs(residual) / (1.0 + np.abs(self.b)), initial=0.0))
+        return ConicAnswer(z, dual, value, gap, violation, iterations)
+
+    def _polish(self, answer: ConicAnswer) -> ConicAnswer:
+        """Solve the KKT system on the rows that look active: exact where the guess is right."""
+        P, A = self.dense()
+        slack = self.b - A @ answer.z
+        active = answer.dual > slack
+        active[: self._equalities] = True
+        rows = A[active]
+        n, k = self.size, len(rows)
+        kkt = np.block([[P, rows.T], [rows, np.zeros((k, k))]])
+        step = np.linalg.lstsq(
+            kkt, np.concatenate([-self.q - P @ answer.z, slack[active]]), rcond=1e-12
+        )[0]
+        z = answer.z + step[:n]
+        dual = np.zeros(self.rows)
+        dual[active] = step[n:]
+        if np.any(dual[self._equalities :] < 0):
+            return answer
+        return self._assess(z, dual, answer.iterations)
+
+    # --------------------------------------------------------------------------------------- recovery
+    def gradient(self, answer: ConicAnswer) -> Vector:
+        """Derivative of the optimal value with respect to the stacked parameter vector (constant included)."""
+        z, dual = answer.z, answer.dual
+        cost = np.append(z, 1.0) @ self._q_map
+        cost = cost + (dual[self._A_row] * z[self._A_col]) @ self._A_map
+        cost = cost - dual @ self._b_map
+        if len(self._P_row):
+            cost = cost + (0.5 * z[self._P_row] * z[self._P_col]) @ self._P_map
+        return np.asarray(cost)
+
+    def primal(self, answer: ConicAnswer) -> Vector:
+        """Values of ``variables``, stacked in Fortran order."""
+        return np.asarray(self._primal_map @ answer.z)
+
+    def multipliers(self, answer: ConicAnswer) -> list[Vector]:
+        """Multipliers of ``constraints``, flat in Fortran order, in CVXPY's sign."""
+        return np.split(np.asarray(self._dual_map @ answer.dual), self._dual_ends)
+
+
+# ---------------------------------------------------------------------------------------------- helpers
+def _any_value(parameter: cp.Parameter) -> Any:
+    value = np.ones(parameter.shape)
+    if parameter.attributes.get("PSD"):
+        value = np.eye(parameter.shape[0])
+    elif parameter.is_nonpos() and not parameter.is_nonneg():
+        value = -value
+    return value if parameter.shape else float(value)
+
+
+def _entries(
+    tensor: Any, rows: int, columns: int
+) -> tuple[Any, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Rows of a tensor that carry anything, with the matrix position of each (Fortran order, CSC)."""
+    tensor = sparse.csr_array(tensor)
+    kept = np.flatnonzero(np.diff(tensor.indptr))
+    return _compact(tensor[kept]), kept % rows, kept // rows
+
+
+def _compact(matrix: Any) -> Any:
+    """Dense where small (a sparse product costs ten microseconds of overhead), CSR where large."""
+    matrix = sparse.csr_array(matrix)
+    return matrix.toarray() if matrix.shape[0] * matrix.shape[1] <= DENSE_LIMIT else matrix
+
+
+def _clarabel_cones(dims: Any) -> list[Any]:
+    cones: list[Any] = []
+    if dims.zero:
+        cones.append(clarabel.ZeroConeT(dims.zero))
+    if dims.nonneg:
+        cones.append(clarabel.NonnegativeConeT(dims.nonneg))
+    cones.extend(clarabel.SecondOrderConeT(size) for size in dims.soc)
+    cones.extend(clarabel.PSDTriangleConeT(size) for size in dims.psd)
+    cones.extend(clarabel.ExponentialConeT() for _ in range(dims.exp))
+    cones.extend(clarabel.PowerConeT(power) for power in dims.p3d)
+    cones.extend(clarabel.GenPowerConeT(power, 1) for power in getattr(dims, "pnd", []))
+    return cones
+
+
+def _recovery_maps(
+    chain: Any,
+    inverse: Any,
+    n: int,
+    m: int,
+    variables: list[cp.Variable],
+    constraints: list[Any],
+) -> tuple[Any, list[Any]]:
+    """Sparse maps from the conic answer to variables and multipliers, found by probing CVXPY's inversion.
+
+    Every entry that CVXPY returns is a multiple of one conic entry (or zero), so that two probes, of ones and of
+    indices, give factor and position; a third, random, checks.
+    """
+
+    def probe(x: Vector, z: Vector) -> tuple[list[Vector], list[Vector]]:
+        solution = SimpleNamespace(
+            status="Solved",
+            x=x,
+            z=z,
+            s=z,
+            obj_val=0.0,
+            obj_val_dual=0.0,
+            solve_time=0.0,
+            iterations=0,
+        )
+        answer = chain.invert(solution, inverse)
+        primal = [np.ravel(answer.primal_vars[v.id], order="F") for v in variables]
+        duals = []
+        for constraint in constraints:
+            value = answer.dual_vars.get(constraint.id)
+            parts = value if isinstance(value, list | tuple) else [value]
+            duals.append(
+                np.concatenate([_flatten(part) for part in parts]) if value is not None else None
+            )
+        return primal, duals
+
+    generator = np.random.default_rng(0)
+    points = [
+        (np.ones(n), np.ones(m)),
+        (np.arange(1.0, n + 1), np.arange(1.0, m + 1)),
+        (generator.normal(size=n), generator.normal(size=m)),
+    ]
+    probes = [probe(x, z) for x, z in points]
+    primal_map = _index_map(
+        *(np.concatenate([*part[0], np.zeros(0)]) for part in probes), points[2][0]
+    )
+    dual_map = [
+        _index_map(probes[0][1][k], probes[1][1][k], probes[2][1][k], points[2][1])
+        for k in range(len(constraints))
+    ]
+    return primal_map, dual_map
+
+
+def _flatten(value: Any) -> Vector:
+    if sparse.issparse(value):
+        value = value.toarray()
+    return np.ravel(np.asarray(value, dtype=float), order="F")
+
+
+def _index_map(factor: Vector, indexed: Vector, check: Vector, point: Vector) -> Any:
+    used = factor != 0
+    position = np.zeros(len(factor), dtype=np.int64)
+    position[used] = np.rint(indexed[used] / factor[used]).astype(np.int64) - 1
+    matrix = sparse.csr_array(
+        (factor[used], (np.flatnonzero(used), position[used])), shape=(len(factor), len(point))
+    )
+    if not np.allclose(matrix @ point, check, rtol=1e-9, atol=1e-9):
+        raise UnsupportedModelError("CVXPY's recovery of variables or duals is not entry by entry")
+    return matrix

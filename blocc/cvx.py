@@ -1,0 +1,855 @@
+"""The CVXPY front end: both levels written in CVXPY, turned into a :class:`blocc.model.Model`.
+
+The lower problem is copied with the upper variables replaced by parameters: every maximal part of an expression that
+depends on upper variables alone becomes one parameter ``p_k = phi_k(x)``. The copy is canonicalised once
+(:class:`blocc.conic.ConicProgram`), so ``d v / d p`` comes from one saddle point and ``d v / d x`` from the chain rule;
+terms of the lower objective in x alone are parameters too, so their gradient is never lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import cvxpy as cp
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sparse
+from cvxpy.atoms.affine.affine_atom import AffAtom
+from cvxpy.atoms.affine.binary_operators import DivExpression
+from cvxpy.atoms.affine.wraps import nonneg_wrap, psd_wrap, symmetric_wrap
+
+from blocc.conic import ConicAnswer, ConicProgram
+from blocc.cvx_functions import Functions, Layout
+from blocc.errors import InvalidInputError, LowerLevelError, UnsupportedModelError
+from blocc.methods.joint import Derivatives
+from blocc.model import LowerResiduals, Relaxation, Saddle
+from blocc.sets import Box, ConvexSet
+
+Vector = npt.NDArray[np.float64]
+Constraints = Sequence[Any] | Mapping[str, Any] | None
+UpperCallable = Callable[[Any, Any], float]
+
+_TOL = 1e-10
+
+
+def _named(constraints: Constraints, prefix: str) -> dict[str, Any]:
+    if constraints is None:
+        return {}
+    if isinstance(constraints, Mapping):
+        named = dict(constraints)
+    else:
+        named = {f"{prefix}_{k}": constraint for k, constraint in enumerate(constraints)}
+    for name, constraint in named.items():
+        if isinstance(constraint, bool | np.bool_):
+            raise InvalidInputError(
+                f"constraint {name!r} is the constant {constraint}, not a CVXPY constraint"
+            )
+        if not isinstance(constraint, cp.constraints.constraint.Constraint):
+            raise InvalidInputError(
+                f"constraint {name!r} is not a CVXPY constraint: {constraint!r}"
+            )
+    return named
+
+
+def _minimised(objective: Any, level: str) -> tuple[Any, float]:
+    """Return the expression to minimise and the sign that turns it back into the user's."""
+    if isinstance(objective, cp.Minimize):
+        return objective.args[0], 1.0
+    if isinstance(objective, cp.Maximize):
+        return -objective.args[0], -1.0
+    raise InvalidInputError(
+        f"the {level} objective must be cvxpy.Minimize or cvxpy.Maximize, got {objective!r}"
+    )
+
+
+def _refuse_integer(variables: Sequence[cp.Variable]) -> None:
+    for variable in variables:
+        if variable.attributes.get("integer") or variable.attributes.get("boolean"):
+            raise UnsupportedModelError(
+                f"variable {variable.name()!r} is integer: blocc solves continuous bilevel problems only. "
+                "Relax it (drop integer=True / boolean=True), or use a mixed-integer bilevel solver."
+            )
+
+
+def _attribute_constraints(variable: cp.Variable, leaf: Any) -> dict[str, Any]:
+    """Attributes and bounds of a variable as explicit constraints on ``leaf``, named after the variable."""
+    name, attributes = variable.name(), variable.attributes
+    named: dict[str, Any] = {}
+    if attributes.get("nonneg") or attributes.get("pos"):
+        named[f"{name}.lower"] = leaf >= 0
+    if attributes.get("nonpos") or attributes.get("neg"):
+        named[f"{name}.upper"] = leaf <= 0
+    lower, upper = _bounds_of(variable)
+    for side, bound in (("lower", lower), ("upper", upper)):
+        finite = np.isfinite(bound)
+        if f"{name}.{side}" in named or not finite.any():
+            continue
+        if finite.all():
+            named[f"{name}.{side}"] = leaf >= bound if side == "lower" else leaf <= bound
+        else:
+            index = np.nonzero(np.ravel(finite, order="F"))[0]
+            part, limit = cp.vec(leaf, order="F")[index], np.ravel(bound, order="F")[index]
+            named[f"{name}.{side}"] = part >= limit if side == "lower" else part <= limit
+    if attributes.get("PSD") or attributes.get("NSD"):
+        named[f"{name}.psd"] = leaf >> 0 if attributes.get("PSD") else leaf << 0
+    if any(attributes.get(kind) for kind in ("symmetric", "PSD", "NSD")) and variable.size > 1:
+        named[f"{name}.symmetric"] = leaf == leaf.T
+    unsupported = [
+        k for k in ("diag", "hermitian", "complex", "imag", "sparsity") if attributes.get(k)
+    ]
+    if unsupported:
+        raise UnsupportedModelError(
+            f"variable {name!r} has the attribute {unsupported[0]!r}, which blocc does not support; "
+            "write it as a constraint on a plain real variable"
+        )
+    return named
+
+
+def _bounds_of(variable: cp.Variable) -> tuple[Any, Any]:
+    """Lower and upper bound arrays of a variable, with its sign attributes."""
+    shape = variable.shape
+    lower, upper = np.full(shape, -np.inf), np.full(shape, np.inf)
+    bounds = variable.attributes.get("bounds")
+    if bounds is not None:
+        given = [bound.value if hasattr(bound, "value") else bound for bound in bounds]
+        lower = (
+            lower
+            if given[0] is None
+            else np.broadcast_to(np.asarray(given[0], float), shape).copy()
+        )
+        upper = (
+            upper
+            if given[1] is None
+            else np.broadcast_to(np.asarray(given[1], float), shape).copy()
+        )
+    if variable.attributes.get("nonneg") or variable.attributes.get("pos"):
+        lower = np.maximum(lower, 0.0)
+    if variable.attributes.get("nonpos") or variable.attributes.get("neg"):
+        upper = np.minimum(upper, 0.0)
+    return lower, upper
+
+
+def _plain(variable: cp.Variable) -> tuple[cp.Variable, Any]:
+    """Return a variable without attributes, and an expression of it that CVXPY's sign analysis sees as the old one."""
+    plain = cp.Variable(variable.shape, name=variable.name())
+    leaf: Any = plain
+    if variable.is_nonneg():
+        leaf = nonneg_wrap(plain)
+    elif variable.is_nonpos():
+        leaf = -nonneg_wrap(-plain)
+    elif variable.attributes.get("PSD"):
+        leaf = psd_wrap(plain)
+    elif variable.attributes.get("symmetric"):
+        leaf = symmetric_wrap(plain)
+    return plain, leaf
+
+
+class _Parametriser:
+    """Copies expressions with upper variables replaced by parameters and lower variables by plain ones."""
+
+    def __init__(self, given: Sequence[cp.Variable], lower: Mapping[int, Any]) -> None:
+        self.given = {variable.id for variable in given}
+        self.lower = lower
+        self.expressions: list[Any] = []
+        self.parameters: list[cp.Parameter] = []
+        self.pinned: list[Any] = []
+        self._known: dict[int, cp.Parameter] = {}
+
+    def parameter(self, expression: Any) -> cp.Parameter:
+        """Return the parameter that stands for an expression of upper variables alone."""
+        known = self._known.get(id(expression))
+        if known is not None:
+            return known
+        attributes: dict[str, Any] = {}
+        if expression.is_nonneg():
+            attributes["nonneg"] = True
+        elif expression.is_nonpos():
+            attributes["nonpos"] = True
+        elif expression.ndim == 2 and expression.shape[0] == expression.shape[1] > 1:
+            if expression.is_psd():
+                attributes["PSD"] = True
+            elif expression.is_symmetric():
+                attributes["symmetric"] = True
+        parameter = cp.Parameter(expression.shape, **attributes)
+        self._known[id(expression)] = parameter
+        self.expressions.append(expression)  # kept alive, so that id() stays unique
+        self.parameters.append(parameter)
+        return parameter
+
+    def visit(self, expression: Any) -> Any:
+        """Copy an expression."""
+        identities = {variable.id for variable in expression.variables()}
+        if not identities & self.given:
+            return self._rename(expression)
+        if identities <= self.given:
+            return self.parameter(expression)
+        if isinstance(expression, DivExpression) and not (
+            {v.id for v in expression.args[1].variables()} - self.given
+        ):
+            return cp.multiply(
+                self.parameter(1 / expression.args[1]), self.visit(expression.args[0])
+            )
+        copy = expression.copy([self.visit(argument) for argument in expression.args])
+        if copy.is_dcp() and not copy.is_dpp() and not isinstance(copy, AffAtom):
+            # jointly convex atoms such as quad_over_lin(y, x): let a variable pinned to the parameter stand for x
+            copy = copy.copy([self._pin(argument) for argument in copy.args])
+        return copy
+
+    def _pin(self, argument: Any) -> Any:
+        if not (argument.parameters() and not argument.variables()):
+            return argument
+        variable = cp.Variable(argument.shape)
+        self.pinned.append(variable == argument)
+        return nonneg_wrap(variable) if argument.is_nonneg() else variable
+
+    def _rename(self, expression: Any) -> Any:
+        if isinstance(expression, cp.Variable):
+            return self.lower[expression.id]
+        if not expression.variables():
+            return expression
+        return expression.copy([self._rename(argument) for argument in expression.args])
+
+    def constraint(self, constraint: Any) -> Any:
+        """Copy a constraint (its identity, which names the dual, is kept by CVXPY)."""
+        return constraint.copy([self.visit(argument) for argument in constraint.args])
+
+
+def _explain(expressions: Mapping[str, Any]) -> str:
+    """Name the expression, and inside it the smallest part, that CVXPY cannot take as convex and DPP."""
+    for name, expression in expressions.items():
+        if hasattr(expression, "is_dpp") and expression.is_dpp() and expression.is_dcp():
+            continue
+        culprit = expression
+        while True:
+            worse = [a for a in getattr(culprit, "args", []) if not (a.is_dcp() and a.is_dpp())]
+            if not worse:
+                break
+            culprit = worse[0]
+        why = "is not convex" if not culprit.is_dcp() else "is not affine in its parameters (DPP)"
+        return (
+            f"{name}: the part  {culprit}  ({type(culprit).__name__}) {why} once the upper variables are fixed. "
+            "Write it so that upper variables enter through products (phi(x) * y) or convex atoms of both"
+        )
+    return "CVXPY refuses the problem"
+
+
+class LowerProblem:
+    """A lower-level problem: convex in its own variables for every value of the given ones.
+
+    Parameters
+    ----------
+    objective : cvxpy.Minimize or cvxpy.Maximize
+        Lower objective g(x, y).
+    constraints : list or dict of cvxpy constraints, optional
+        May involve the upper variables. Dict keys name the duals; list entries are named ``constraint_0``, ... Bounds and
+        attributes of lower variables are constraints as well, named ``"<variable>.lower"``, ``".upper"``, ``".psd"``.
+    given : sequence of cvxpy.Variable
+        The upper variables, which this level takes as given. All other variables belong to this level.
+
+    Raises
+    ------
+    InvalidInputError
+        If the objective or a constraint is not a CVXPY object, or a given variable does not appear.
+    UnsupportedModelError
+        If the problem is not convex in the lower variables, or an upper variable enters it in a way that CVXPY's
+        parametrised programming cannot express; the message names the atom. Integer variables are refused.
+    """
+
+    def __init__(
+        self, objective: Any, constraints: Constraints = None, given: Sequence[cp.Variable] = ()
+    ) -> None:
+        self.given = [given] if isinstance(given, cp.Variable) else list(given)
+        if not all(isinstance(variable, cp.Variable) for variable in self.given):
+            raise InvalidInputError("given must be a list of cvxpy variables: the upper level's")
+        self.expression, self.sign = _minimised(objective, "lower")
+        if self.expression.size != 1:
+            raise InvalidInputError("the lower objective must be a scalar")
+        self.constraints = _named(constraints, "constraint")
+        found = cp.Problem(
+            cp.Minimize(0 * cp.sum(self.expression)), list(self.constraints.values())
+        )
+        everything = {v.id: v for v in [*self.expression.variables(), *found.variables()]}
+        given_ids = {variable.id for variable in self.given}
+        self.variables = [v for identity, v in everything.items() if identity not in given_ids]
+        if not self.variables:
+            raise InvalidInputError(
+                "the lower level has no variables of its own: check given=[...]"
+            )
+        _refuse_integer(self.variables)
+        self.bounds: dict[str, Any] = {}
+        for variable in self.variables:
+            self.bounds.update(_attribute_constraints(variable, variable))
+        clash = set(self.bounds) & set(self.constraints)
+        if clash:
+            raise InvalidInputError(
+                f"constraint name {sorted(clash)[0]!r} is taken by a variable's bound"
+            )
+
+    @property
+    def all_constraints(self) -> dict[str, Any]:
+        """Constraints by name, bounds and attributes of the lower variables included."""
+        return {**self.constraints, **self.bounds}
+
+
+class _Compiled:
+    """A problem in y, parametrised by x: values, saddle points and gradients in x."""
+
+    def __init__(
+        self,
+        objective: Callable[[_Parametriser], Any],
+        constraints: Mapping[str, Any],
+        bounds: Mapping[str, Any],
+        upper: Layout,
+        variables: Sequence[cp.Variable],
+    ) -> None:
+        plain = {variable.id: _plain(variable) for variable in variables}
+        leaves = {identity: pair[1] for identity, pair in plain.items()}
+        self.upper = upper
+        self._visitor = visitor = _Parametriser(upper.variables, leaves)
+        expression = objective(visitor)
+        copies = {name: visitor.constraint(constraint) for name, constraint in constraints.items()}
+        raw = _Parametriser(
+            upper.variables, {identity: pair[0] for identity, pair in plain.items()}
+        )
+        copies.update({name: raw.constraint(constraint) for name, constraint in bounds.items()})
+        self.names = list(copies)
+        problem = cp.Problem(cp.Minimize(expression), [*copies.values(), *visitor.pinned])
+        if not problem.is_dcp(dpp=True):
+            raise UnsupportedModelError(_explain({"objective": expression, **copies}))
+        self.program = ConicProgram(
+            problem, [pair[0] for pair in plain.values()], list(copies.values())
+        )
+        self.shapes = [_dual_shape(constraint) for constraint in copies.values()]
+        internal = {parameter.id for parameter in visitor.parameters}
+        self._user = [p for p in problem.parameters() if p.id not in internal]
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take new values of the user's own parameters."""
+        visitor = self._visitor
+        self._phi = Functions(visitor.expressions, self.upper)
+        self._constant = self.program.parameter_vector({p.id: p.value for p in self._user})
+        columns, rows, start = [], [], 0
+        for parameter in visitor.parameters:
+            column = self.program.columns.get(parameter.id)
+            if column is not None:
+                columns.append(np.arange(column, column + parameter.size))
+                rows.append(np.arange(start, start + parameter.size))
+            start += parameter.size
+        self._columns = np.concatenate([*columns, np.zeros(0, np.int64)]).astype(np.int64)
+        self._rows = np.concatenate([*rows, np.zeros(0, np.int64)]).astype(np.int64)
+
+    def solve(self, x: Vector, tol: float) -> tuple[ConicAnswer, Vector]:
+        """Answer at x, and the gradient of the optimal value in x."""
+        phi, jacobian = self._phi.value_jacobian(x)
+        if not np.all(np.isfinite(phi)):
+            raise LowerLevelError("a coefficient of the lower level is not finite at this x")
+        vector = self._constant.copy()
+        vector[self._columns] = phi[self._rows]
+        self.program.set_vector(vector)
+        answer = self.program.solve(tol)
+        weights = np.zeros(len(phi))
+        weights[self._rows] = self.program.gradient(answer)[self._columns]
+        return answer, np.asarray(jacobian.T @ weights)
+
+    def saddle(self, x: Vector, tol: float) -> Saddle:
+        """Saddle point at x."""
+        answer, gradient = self.solve(x, tol)
+        duals = {
+            name: value.reshape(shape, order="F")
+            for name, value, shape in zip(
+                self.names, self.program.multipliers(answer), self.shapes, strict=True
+            )
+        }
+        return Saddle(
+            y=self.program.primal(answer),
+            duals=duals,
+            value=answer.value,
+            grad_x=gradient,
+            gap=answer.gap,
+            violation=answer.violation,
+            iterations=answer.iterations,
+        )
+
+
+def _dual_shape(constraint: Any) -> tuple[int, ...]:
+    return (
+        tuple(constraint.shape)
+        if len(constraint.args) <= 2 and not isinstance(constraint, cp.SOC)
+        else (-1,)
+    )
+
+
+def _as_functions(constraint: Any, name: str) -> tuple[Any | None, Any | None]:
+    """Return a constraint as (c <= 0, h == 0) expressions, one of them None."""
+    if isinstance(constraint, cp.constraints.Inequality | cp.constraints.NonPos):
+        return constraint.expr, None
+    if isinstance(constraint, cp.constraints.Equality | cp.constraints.Zero):
+        return None, constraint.expr
+    if isinstance(constraint, cp.constraints.NonNeg):
+        return -constraint.expr, None
+    if isinstance(constraint, cp.constraints.PSD):
+        return -cp.lambda_min(constraint.expr), None
+    if isinstance(constraint, cp.SOC):
+        bound, vector = constraint.args
+        return cp.norm(vector, 2, axis=constraint.axis) - bound if vector.ndim > 1 else cp.norm(
+            vector
+        ) - bound, None
+    raise UnsupportedModelError(
+        f"constraint {name!r} is of the kind {type(constraint).__name__}; write it as an inequality of atoms"
+    )
+
+
+class BilevelProblem:
+    """A bilevel program written in CVXPY.
+
+    Parameters
+    ----------
+    objective : cvxpy.Minimize, cvxpy.Maximize, or callable
+        Upper objective f(x, y). It need not be convex: CVXPY must only be able to evaluate and differentiate its
+        atoms. A callable ``f(x, y)`` is minimised; x and y are arrays where their level has one variable, else dicts by
+        variable name.
+    lower : LowerProblem or sequence of LowerProblem
+        One lower problem, or several independent followers.
+    constraints : list or dict of cvxpy constraints, optional
+        Upper constraints, in x alone or in x and y.
+
+    Notes
+    -----
+    The problem is a :class:`blocc.model.Model` on flat vectors: x stacks the upper variables, y the lower ones, in the
+    order of ``upper_layout.variables`` and ``lower_layout.variables``, Fortran order inside a variable.
+    """
+
+    def __init__(self, objective: Any, lower: Any, constraints: Constraints = None) -> None:
+        self.lowers: list[LowerProblem] = (
+            [lower] if isinstance(lower, LowerProblem) else list(lower)
+        )
+        if not self.lowers or not all(isinstance(item, LowerProblem) for item in self.lowers):
+            raise InvalidInputError("lower must be a LowerProblem or a non-empty list of them")
+        self.upper_constraints = _named(constraints, "upper")
+        self.callable: UpperCallable | None = None
+        self.expression: Any = None
+        self.sign = 1.0
+        if callable(objective) and not isinstance(objective, cp.Minimize | cp.Maximize):
+            self.callable = objective
+        else:
+            self.expression, self.sign = _minimised(objective, "upper")
+            if self.expression.size != 1:
+                raise InvalidInputError("the upper objective must be a scalar")
+        self._collect_variables()
+        self._prepare_functions()
+        self._lower = [
+            _Compiled(
+                lambda visitor, item=item: visitor.visit(item.expression),  # type: ignore[misc]
+                item.constraints,
+                item.bounds,
+                self.upper_layout,
+                item.variables,
+            )
+            for item in self.lowers
+        ]
+        self._penalized: tuple[_Compiled, _Compiled] | None = None
+        self._relaxation: Any = None
+
+    # ---------------------------------------------------------------------------------------- structure
+    def _collect_variables(self) -> None:
+        lower: dict[int, cp.Variable] = {}
+        upper: dict[int, cp.Variable] = {}
+        for item in self.lowers:
+            for variable in item.variables:
+                if variable.id in lower:
+                    raise InvalidInputError(
+                        f"variable {variable.name()!r} belongs to two lower problems; followers must be independent"
+                    )
+                lower[variable.id] = variable
+            upper.update({variable.id: variable for variable in item.given})
+        sources = list(self.upper_constraints.values())
+        if self.expression is not None:
+            sources.append(self.expression)
+        for source in sources:
+            upper.update({v.id: v for v in source.variables() if v.id not in lower})
+        clash = set(upper) & set(lower)
+        if clash:
+            name = lower[clash.pop()].name()
+            raise InvalidInputError(
+                f"variable {name!r} is given to one lower problem and decided by another"
+            )
+        if not upper:
+            raise InvalidInputError(
+                "no upper variables: pass them as given=[...] of the lower problem"
+            )
+        _refuse_integer(list(upper.values()))
+        self.upper_layout = Layout(list(upper.values()))
+        self.lower_layout = Layout(list(lower.values()))
+        self.layout = Layout([*upper.values(), *lower.values()])
+        names = [variable.name() for variable in self.layout.variables]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InvalidInputError(
+                f"two variables are called {twice!r}: the result is indexed by name"
+            )
+
+    def _prepare_functions(self) -> None:
+        """Compile f, g and all constraints into one vector function of (x, y)."""
+        inequalities: list[Any] = []
+        equalities: list[Any] = []
+
+        def add(name: str, constraint: Any) -> int:
+            inequality, equality = _as_functions(constraint, name)
+            if inequality is not None:
+                inequalities.append(inequality)
+                return int(inequality.size)
+            equalities.append(equality)
+            return int(equality.size)
+
+        upper_bounds: dict[str, Any] = {}
+        for variable in self.upper_layout.variables:
+            named = _attribute_constraints(variable, variable)
+            upper_bounds.update(
+                {k: c for k, c in named.items() if k.endswith((".psd", ".symmetric"))}
+            )
+        lower_ids = set(self.lower_layout.slices)
+        self._alone = {
+            name: constraint
+            for name, constraint in {**self.upper_constraints, **upper_bounds}.items()
+            if not any(v.id in lower_ids for v in constraint.variables())
+        }
+        self._coupling = {k: c for k, c in self.upper_constraints.items() if k not in self._alone}
+        for name, constraint in {**self._alone, **self._coupling}.items():
+            add(name, constraint)
+        self._upper_rows = (sum(e.size for e in inequalities), sum(e.size for e in equalities))
+        for item in self.lowers:
+            for name, constraint in item.constraints.items():
+                add(name, constraint)
+            for name, constraint in item.bounds.items():
+                if name.endswith((".psd", ".symmetric")):
+                    add(name, constraint)
+        self._inequality_rows = sum(e.size for e in inequalities)
+        self._equality_rows = sum(e.size for e in equalities)
+        lower_objective = sum(item.expression for item in self.lowers)
+        first = [self.expression] if self.expression is not None else [cp.Constant(0.0)]
+        self._expressions = [*first, lower_objective, *inequalities, *equalities]
+        self._functions = Functions(self._expressions, self.layout)
+        lower, upper = zip(*(_bounds_of(v) for v in self.layout.variables), strict=True)
+        self.bounds = (self.layout.pack(lower), self.layout.pack(upper))
+        self.x_set: ConvexSet = self._upper_set()
+
+    def _upper_set(self) -> ConvexSet:
+        n = self.upper_layout.size
+        lower, upper = self.bounds[0][:n].copy(), self.bounds[1][:n].copy()
+        if not self._alone:
+            return Box(lower, upper)
+        return ConvexRegion(self.upper_layout, {**self._alone}, lower, upper)
+
+    @property
+    def n_upper(self) -> int:
+        """Number of upper variables, entry by entry."""
+        return self.upper_layout.size
+
+    @property
+    def n_lower(self) -> int:
+        """Number of lower variables, entry by entry."""
+        return self.lower_layout.size
+
+    def refresh(self) -> None:
+        """Take new values of CVXPY parameters in the model (called at the start of a solve)."""
+        self._functions = Functions(self._expressions, self.layout)
+        for compiled in [*self._lower, *(self._penalized or ())]:
+            compiled.refresh()
+        self._relaxation = None
+        self.x_set = self._upper_set()
+
+    # ---------------------------------------------------------------------------------------- the Model
+    def _call(self, v: Vector) -> float:
+        assert self.callable is not None
+        n = self.n_upper
+        return float(
+            self.callable(
+                _argument(self.upper_layout, v[:n]),
+                _argument(self.lower_layout, v[n:]),
+            )
+        )
+
+    def upper(self, x: Vector, y: Vector) -> float:
+        """Upper objective f(x, y), minimised."""
+        v = np.concatenate([x, y])
+        if self.callable is not None:
+            return self._call(v)
+        return float(self._functions.value(v)[0])
+
+    def upper_violation(self, x: Vector, y: Vector) -> float:
+        """Largest relative violation of the upper constraints."""
+        data = self.derivatives(x, y)
+        rows, equal = self._upper_rows
+        scale = 1.0 + float(np.max(np.abs(np.concatenate([x, y])), initial=0.0))
+        inequality = np.max(data.inequality[:rows], initial=0.0)
+        equality = np.max(np.abs(data.equality[:equal]), initial=0.0)
+        return float(max(inequality, equality, 0.0)) / scale
+
+    def lower(self, x: Vector, *, tol: float = _TOL, warm: Any = None) -> Saddle:
+        """Saddle point of the lower level at x (all followers together)."""
+        x = np.asarray(x, dtype=float)
+        if len(self._lower) == 1:
+            return self._lower[0].saddle(x, tol)
+        saddles = [compiled.saddle(x, tol) for compiled in self._lower]
+        duals: dict[str, Any] = {}
+        for k, saddle in enumerate(saddles):
+            for name, value in saddle.duals.items():
+                duals[name if name not in duals else f"{name}[{k}]"] = value
+        return Saddle(
+            y=np.concatenate([saddle.y for saddle in saddles]),
+            duals=duals,
+            value=sum(saddle.value for saddle in saddles),
+            grad_x=np.sum([saddle.grad_x for saddle in saddles], axis=0),
+            gap=max(saddle.gap for saddle in saddles),
+            violation=max(saddle.violation for saddle in saddles),
+            iterations=sum(saddle.iterations for saddle in saddles),
+        )
+
+    def penalized(self, x: Vector, gamma: float, *, tol: float = _TOL, warm: Any = None) -> Saddle:
+        """Saddle point of ``min_y f + gamma g`` under the lower constraints and the upper ones that involve y."""
+        if self._penalized is None:
+            self._penalized = self._compile_penalized()
+        unit, double = self._penalized
+        unit.program.blend(double.program, gamma)
+        return unit.saddle(np.asarray(x, dtype=float), tol)
+
+    def _compile_penalized(self) -> tuple[_Compiled, _Compiled]:
+        if self.expression is None:
+            raise UnsupportedModelError(
+                "the upper objective is a callable: its penalised problem is not a CVXPY one"
+            )
+        constraints = {**self._coupling}
+        bounds: dict[str, Any] = {}
+        for item in self.lowers:
+            constraints.update(item.constraints)
+            bounds.update(item.bounds)
+        lower = sum(item.expression for item in self.lowers)
+
+        def compiled(weight: float) -> _Compiled:
+            def objective(visitor: _Parametriser) -> Any:
+                return visitor.visit(self.expression) + weight * visitor.visit(lower)
+
+            return _Compiled(
+                objective, constraints, bounds, self.upper_layout, self.lower_layout.variables
+            )
+
+        # gamma as a parameter is not DPP, but the objective's data are affine in it: two compilations give the line
+        return compiled(1.0), compiled(2.0)
+
+    def residuals(self, x: Vector, y: Vector, duals: Mapping[str, Any]) -> LowerResiduals:
+        """Lower-level residuals of (y, duals) at x, from the problem's own expressions."""
+        x, y = np.asarray(x, float), np.asarray(y, float)
+        v = np.concatenate([x, y])
+        objective, gradient = 0.0, np.zeros(len(v))
+        lagrangian, complementarity, violation, negative = 0.0, 0.0, 0.0, 0.0
+        names: dict[str, int] = {}
+        scale = 1.0 + float(np.max(np.abs(y), initial=0.0))
+        magnitude = 1.0
+        for item in self.lowers:
+            functions = Functions([item.expression], self.layout)
+            value, jacobian = functions.value_jacobian(v)
+            objective += float(value[0])
+            slope = np.asarray(_row(jacobian)).ravel()
+            gradient += slope
+            magnitude = max(magnitude, float(np.max(np.abs(slope), initial=0.0)))
+            for name, constraint in item.all_constraints.items():
+                key = name if name not in names else f"{name}[{self.lowers.index(item)}]"
+                names[name] = 1
+                term = _Term(constraint, duals[key], self.layout)
+                product, slope, worst, bad = term.evaluate(v)
+                lagrangian += product
+                gradient += slope
+                complementarity += abs(product) if not term.equality else 0.0
+                violation = max(violation, worst / scale)
+                negative = max(negative, bad)
+        gradient = gradient[len(x) :]
+        # L(., duals) is convex: its linearisation over the box that holds y bounds it from below
+        lower, upper = (bound[len(x) :] for bound in self.bounds)
+        reach = np.where(gradient > 0, y - lower, upper - y)
+        reach = np.where(np.isfinite(reach), np.maximum(reach, 0.0), 1.0 + np.abs(y))
+        bound = (
+            objective + lagrangian - float(np.abs(gradient) @ np.minimum(reach, 1.0 + np.abs(y)))
+        )
+        size = 1.0 + abs(objective)
+        return LowerResiduals(
+            objective=objective,
+            bound=bound,
+            gap=(objective - bound) / size,
+            violation=violation,
+            dual_infeasibility=max(float(np.max(np.abs(gradient), initial=0.0)), negative)
+            / magnitude,
+            complementarity=complementarity / size,
+        )
+
+    # ------------------------------------------------------------------------------------- capabilities
+    def derivatives(self, x: Vector, y: Vector) -> Derivatives:
+        """Values and first derivatives of f, g and all constraints at (x, y), for the joint method."""
+        v = np.concatenate([x, y])
+        value, jacobian = self._functions.value_jacobian(v)
+        m = self._inequality_rows
+        upper_value, upper_gradient = float(value[0]), _row(jacobian, 0)
+        if self.callable is not None:
+            upper_value, upper_gradient = self._call(v), self._difference(v)
+        return Derivatives(
+            upper=upper_value,
+            upper_gradient=upper_gradient,
+            lower=float(value[1]),
+            lower_gradient=_row(jacobian, 1),
+            inequality=value[2 : 2 + m],
+            inequality_jacobian=jacobian[2 : 2 + m],
+            equality=value[2 + m :],
+            equality_jacobian=jacobian[2 + m :],
+        )
+
+    def _difference(self, v: Vector) -> Vector:
+        """Gradient of a callable by central differences (error about 1e-10 of its scale)."""
+        gradient = np.zeros(len(v))
+        for k in range(len(v)):
+            step = 6e-6 * max(1.0, abs(v[k]))
+            ahead, behind = v.copy(), v.copy()
+            ahead[k] += step
+            behind[k] -= step
+            gradient[k] = (self._call(ahead) - self._call(behind)) / (ahead[k] - behind[k])
+        return gradient
+
+    def relaxation(self, *, tol: float = _TOL) -> Relaxation:
+        """Minimise f over both levels' constraints, lower-level optimality dropped.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If f or a constraint is not jointly convex, so that the relaxation is not a convex program.
+        """
+        if self._relaxation is None:
+            constraints = {**self._alone, **self._coupling}
+            for item in self.lowers:
+                constraints.update({f"{id(item)}{k}": c for k, c in item.constraints.items()})
+            variables = self.layout.variables
+            problem = cp.Problem(
+                cp.Minimize(self.expression if self.expression is not None else 0.0),
+                list(constraints.values()),
+            )
+            if self.expression is None or not problem.is_dcp():
+                culprit = {"upper objective": self.expression, **constraints}
+                raise UnsupportedModelError(
+                    "the relaxation is not convex: "
+                    + next((k for k, e in culprit.items() if e is None or not e.is_dcp()), "?")
+                )
+            plain = {v.id: _plain(v) for v in variables}
+            visitor = _Parametriser([], {k: pair[1] for k, pair in plain.items()})
+            bounds = [
+                c for v in variables for c in _attribute_constraints(v, plain[v.id][0]).values()
+            ]
+            copy = cp.Problem(
+                cp.Minimize(visitor.visit(self.expression)),
+                [*(visitor.constraint(c) for c in constraints.values()), *bounds],
+            )
+            self._relaxation = ConicProgram(copy, [pair[0] for pair in plain.values()], [])
+        answer = self._relaxation.solve(tol)
+        v = self._relaxation.primal(answer)
+        bound = answer.value - answer.gap * (1.0 + abs(answer.value))
+        return Relaxation(x=v[: self.n_upper], y=v[self.n_upper :], bound=bound)
+
+
+def _row(jacobian: Any, index: int = 0) -> Vector:
+    row = jacobian[[index]]
+    return np.asarray(row.toarray() if sparse.issparse(row) else row).ravel()
+
+
+def _argument(layout: Layout, vector: Vector) -> Any:
+    values = layout.unpack(vector)
+    if len(values) == 1:
+        return np.asarray(values[0])
+    return {v.name(): value for v, value in zip(layout.variables, values, strict=True)}
+
+
+class _Term:
+    """The term ``<dual, c(x, y)>`` of a Lagrangian, for one CVXPY constraint."""
+
+    def __init__(self, constraint: Any, dual: Any, layout: Layout) -> None:
+        self.dual = np.ravel(np.asarray(dual, dtype=float), order="F")
+        self.equality = isinstance(constraint, cp.constraints.Equality | cp.constraints.Zero)
+        self.constraint = constraint
+        if (
+            isinstance(constraint, cp.constraints.Inequality | cp.constraints.NonPos)
+            or self.equality
+        ):
+            self.functions = Functions([constraint.expr], layout)
+            self.cone = False
+        elif isinstance(constraint, cp.constraints.NonNeg | cp.constraints.PSD):
+            self.functions = Functions([-constraint.expr], layout)
+            self.cone = isinstance(constraint, cp.constraints.PSD)
+        else:
+            self.functions = Functions([-cp.vec(a, order="F") for a in constraint.args], layout)
+            self.cone = True
+        self.measure = None
+        if self.cone:
+            expression, _ = _as_functions(constraint, "constraint")
+            self.measure = Functions([expression], layout)
+
+    def evaluate(self, v: Vector) -> tuple[float, Vector, float, float]:
+        value, jacobian = self.functions.value_jacobian(v)
+        slope = np.asarray(jacobian.T @ self.dual).ravel()
+        if self.equality:
+            return float(value @ self.dual), slope, float(np.max(np.abs(value), initial=0.0)), 0.0
+        if self.measure is not None:
+            worst = float(np.max(self.measure.value(v), initial=0.0))
+            return float(value @ self.dual), slope, worst, 0.0
+        worst = float(np.max(value, initial=0.0))
+        return float(value @ self.dual), slope, worst, float(np.max(-self.dual, initial=0.0))
+
+
+class ConvexRegion:
+    """X given by CVXPY constraints in x alone; projections and linear programs through the compiled cone program.
+
+    Parameters
+    ----------
+    layout : Layout
+        The upper variables.
+    constraints : dict of cvxpy constraints
+    lower, upper : ndarray
+        Bounds on the flat vector.
+    """
+
+    def __init__(
+        self, layout: Layout, constraints: Mapping[str, Any], lower: Vector, upper: Vector
+    ) -> None:
+        for name, constraint in constraints.items():
+            if not constraint.is_dcp():
+                raise UnsupportedModelError(
+                    f"upper constraint {name!r} is in x alone and not convex by CVXPY's rules: {constraint}"
+                )
+        self.size = layout.size
+        point, slope = cp.Parameter(self.size), cp.Parameter(self.size)
+        plain = {v.id: _plain(v) for v in layout.variables}
+        visitor = _Parametriser([], {k: pair[1] for k, pair in plain.items()})
+        z = cp.hstack([cp.vec(pair[0], order="F") for pair in plain.values()])
+        rows = [visitor.constraint(c) for c in constraints.values()]
+        low, high = np.isfinite(lower).nonzero()[0], np.isfinite(upper).nonzero()[0]
+        if len(low):
+            rows.append(z[low] >= lower[low])
+        if len(high):
+            rows.append(z[high] <= upper[high])
+        variables = [pair[0] for pair in plain.values()]
+        self._point, self._slope = point, slope
+        self._project = ConicProgram(
+            cp.Problem(cp.Minimize(0.5 * cp.sum_squares(z - point)), rows), variables, []
+        )
+        self._linear = ConicProgram(cp.Problem(cp.Minimize(slope @ z), rows), variables, [])
+
+    def project(self, point: Vector) -> Vector:
+        """Nearest point of the set."""
+        self._project.set_parameters({self._point.id: point})
+        return self._project.primal(self._project.solve())
+
+    def linear_gap(self, point: Vector, gradient: Vector) -> tuple[Any, Any]:
+        """See :meth:`blocc.sets.ConvexSet.linear_gap`; where X is unbounded along the gradient, all of it is residual."""
+        self._linear.set_parameters({self._slope.id: gradient})
+        try:
+            answer = self._linear.solve()
+        except LowerLevelError:
+            moved = self.project(point - gradient)
+            return np.asarray(0.0), point - moved
+        return np.asarray(float(gradient @ point) - answer.value), np.zeros_like(gradient)

@@ -1,0 +1,403 @@
+"""Front end for callables on arrays: ``blocc.minimize(f, g, c, x0, y0, data=...)``.
+
+Lower levels are solved by :mod:`blocc.maxmin`, so everything runs in the namespace and on the device of the arrays.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from blocc import maxmin
+from blocc.arrays import Backend, all_finite, asarray_like, namespace, precision, resolve_backend
+from blocc.errors import InvalidInputError, LowerInfeasibleError
+from blocc.gradients import Differentiable, Function, check
+from blocc.maxmin import Constraint, SaddlePoint, SaddleProblem
+from blocc.methods import descent, homotopy
+from blocc.methods.homotopy import Method, OnFailure
+from blocc.model import LowerResiduals, Saddle
+from blocc.penalty import Evaluation
+from blocc.progress import Progress, Record
+from blocc.result import Result
+from blocc.sets import ConvexSet, Free
+
+Array = Any
+UserFunction = Callable[..., Any] | Function
+SaddleSolver = Callable[..., SaddlePoint]
+
+
+class FunctionalModel:
+    """A bilevel program given by callables: implements :class:`blocc.model.Model`.
+
+    Parameters
+    ----------
+    f, g : callable or Function
+        Upper and lower objectives, ``f(x, y, data)`` a scalar. Smooth; g and f + gamma g convex in y.
+    c : callable or Function, optional
+        Lower-level constraints ``c(x, y, data) <= 0``, any array shape; convex in y.
+    x0, y0 : array
+        Starting points; they fix shapes, dtype, library and device.
+    h : callable or Function, optional
+        Lower-level constraints ``h(x, y, data) == 0``, affine in y.
+    G : callable or Function, optional
+        Upper-level constraints ``G(x, y, data) <= 0``, convex in y.
+    x_set, y_set : ConvexSet, optional
+        Simple constraints by projection; the whole space by default.
+    data : object, optional
+        Passed on to every function as its last argument.
+    lower_solver, penalized_solver : callable, optional
+        ``solver(problem, y, duals, tol=..., name=...) -> SaddlePoint``; :func:`blocc.maxmin.solve` by default.
+
+    Raises
+    ------
+    InvalidInputError
+        On wrong shapes, values that are not finite at the start, or a wrong gradient.
+    """
+
+    def __init__(
+        self,
+        f: UserFunction,
+        g: UserFunction,
+        c: UserFunction | None,
+        x0: Array,
+        y0: Array,
+        *,
+        h: UserFunction | None = None,
+        G: UserFunction | None = None,
+        x_set: ConvexSet | None = None,
+        y_set: ConvexSet | None = None,
+        data: Any = None,
+        lower_solver: SaddleSolver = maxmin.solve,
+        penalized_solver: SaddleSolver = maxmin.solve,
+    ):
+        self.x_set: ConvexSet = x_set if x_set is not None else Free()
+        self.y_set: ConvexSet = y_set if y_set is not None else Free()
+        for name, value in (("x_set", self.x_set), ("y_set", self.y_set)):
+            if not isinstance(value, ConvexSet):
+                raise InvalidInputError(f"{name} must be a set such as blocc.Box(0, 1), got {type(value).__name__}")
+        for name, point in (("x0", x0), ("y0", y0)):
+            if math.prod(point.shape) == 0:
+                raise InvalidInputError(f"{name} is empty; give a starting point with at least one entry")
+            if not all_finite(point):
+                raise InvalidInputError(f"{name} has entries that are NaN or infinite")
+        self.f = Differentiable("f", f, data, scalar=True)
+        self.g = Differentiable("g", g, data, scalar=True)
+        self.lower_constraints = {
+            name: Differentiable(name, function, data, scalar=False)
+            for name, function in (("c", c), ("h", h))
+            if function is not None
+        }
+        self.G = None if G is None else Differentiable("G", G, data, scalar=False)
+        self.lower_solver, self.penalized_solver = lower_solver, penalized_solver
+        self.y0 = self._project("y0", self.y_set, y0)
+        self._validate(self._project("x0", self.x_set, x0))
+
+    @staticmethod
+    def _project(name: str, given: ConvexSet, point: Array) -> Array:
+        label = "x_set" if name == "x0" else "y_set"
+        try:
+            projected = given.project(point)
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+            raise InvalidInputError(f"{label} does not fit {name} of shape {point.shape}: {error}") from error
+        if projected.shape != point.shape:
+            raise InvalidInputError(f"{label} has shape {projected.shape}, but {name} has shape {point.shape}")
+        return projected
+
+    def _functions(self) -> list[Differentiable]:
+        return [self.f, self.g, *self.lower_constraints.values(), *([self.G] if self.G else [])]
+
+    def _validate(self, x0: Array) -> None:
+        for function in self._functions():
+            try:
+                value = function.value(x0, self.y0)
+            except (ValueError, IndexError, TypeError) as error:
+                raise InvalidInputError(
+                    f"{function.name}(x, y, data) failed at the start, with x of shape {x0.shape} and y of shape "
+                    f"{self.y0.shape}: {error}"
+                ) from error
+            shape = getattr(value, "shape", None)
+            if function.scalar and shape != ():
+                raise InvalidInputError(f"{function.name} must return a scalar, got shape {shape}")
+            if not function.scalar and (shape is None or math.prod(shape) == 0):
+                raise InvalidInputError(
+                    f"{function.name} must return a non-empty array, got {type(value).__name__} of shape {shape}; "
+                    "leave it out where there are no constraints"
+                )
+            if not all_finite(value):
+                raise InvalidInputError(
+                    f"{function.name} is not finite at the starting point; choose x0, y0 inside its domain"
+                )
+            if function.given:
+                for comparison in check(function, x0, self.y0):
+                    if not comparison.ok:
+                        raise InvalidInputError(f"{comparison.explain()}; see blocc.check_gradients")
+
+    def upper(self, x: Array, y: Array) -> float:
+        """f(x, y)."""
+        return float(self.f.value(x, y))
+
+    def upper_violation(self, x: Array, y: Array) -> float:
+        """Largest relative violation of G(x, y) <= 0."""
+        if self.G is None:
+            return 0.0
+        xp = namespace(y)
+        return max(0.0, float(xp.max(self.G.value(x, y)))) / (1.0 + float(xp.max(xp.abs(y))))
+
+    def _problem(self, x: Array, gamma: float | None) -> tuple[SaddleProblem, float]:
+        """Lower problem (gamma None) or the penalised one, and the scale that its objective was divided by.
+
+        ``f + gamma g`` is solved divided by max(1, gamma), so that its conditioning does not change with gamma.
+        """
+        functions = dict(self.lower_constraints)
+        if gamma is None:
+            scale = 1.0
+            objective, gradient = (lambda y: self.g.value(x, y)), (lambda y: self.g.pullback_y(x, y))
+        else:
+            scale = max(1.0, gamma)
+            a, b = 1.0 / scale, gamma / scale
+
+            def objective(y: Array) -> Array:
+                return a * self.f.value(x, y) + b * self.g.value(x, y)
+
+            def gradient(y: Array) -> Array:
+                return a * self.f.pullback_y(x, y) + b * self.g.pullback_y(x, y)
+
+            if self.G is not None:
+                functions["G"] = self.G
+        blocks = {
+            name: Constraint(
+                lambda y, k=function: k.value(x, y),
+                lambda y, dual, k=function: k.pullback_y(x, y, dual),
+                equality=name == "h",
+            )
+            for name, function in functions.items()
+        }
+        return SaddleProblem(objective, gradient, blocks, self.y_set), scale
+
+    def _saddle(
+        self, x: Array, gamma: float | None, tol: float, warm: Mapping[str, Array] | None, solver: SaddleSolver
+    ) -> Saddle:
+        problem, scale = self._problem(x, gamma)
+        label = "lower level" if gamma is None else f"penalised problem at gamma {gamma:.3g}"
+        y, duals, steps = self.y0, None, None
+        if warm:
+            y, duals, steps = _unpack(warm, problem, scale)
+        point = solver(problem, y, duals, tol=max(tol, 20.0 * precision(y)), name=label, steps=steps)
+        found = maxmin.residuals(problem, point.y, point.duals)
+        terms = [self.g] if gamma is None else [self.f, self.g]
+        weights = [1.0] if gamma is None else [1.0, gamma]
+        grad_x = weights[0] * terms[0].pullback(x, point.y)[0]
+        for weight, term in zip(weights[1:], terms[1:], strict=True):
+            grad_x = grad_x + weight * term.pullback(x, point.y)[0]
+        xp = namespace(y)
+        lagrangian = found.objective
+        for name, block in problem.constraints.items():
+            function = self.G if name == "G" else self.lower_constraints[name]
+            assert function is not None
+            grad_x = grad_x + function.pullback(x, point.y, scale * point.duals[name])[0]
+            lagrangian += float(xp.sum(point.duals[name] * block.value(point.y)))
+        return Saddle(
+            y=point.y,
+            duals={name: scale * dual for name, dual in point.duals.items()},
+            value=scale * lagrangian,  # its error is of second order in those of y and the duals
+            grad_x=grad_x,
+            gap=found.gap,
+            violation=found.violation,
+            iterations=point.iterations,
+            warm=_pack(point, scale),
+        )
+
+    def lower(self, x: Array, *, tol: float, warm: Mapping[str, Array] | None = None) -> Saddle:
+        """Saddle point of the lower level."""
+        return self._saddle(x, None, tol, warm, self.lower_solver)
+
+    def penalized(self, x: Array, gamma: float, *, tol: float, warm: Mapping[str, Array] | None = None) -> Saddle:
+        """Saddle point of the penalised problem."""
+        return self._saddle(x, gamma, tol, warm, self.penalized_solver)
+
+    def residuals(self, x: Array, y: Array, duals: Mapping[str, Array]) -> LowerResiduals:
+        """Lower-level residuals, recomputed from g, c, h."""
+        return maxmin.residuals(self._problem(x, None)[0], y, duals)
+
+    def restore(self, x: Array) -> Array:
+        """Nearby x where the lower level is feasible: least squares on the violated constraints, with a margin."""
+        xp = namespace(x)
+        for margin in (1e-2, 1e-4, 0.0):
+
+            def violation(x: Array, margin: float = margin) -> Evaluation:
+                def excess(y: Array) -> dict[str, Array]:
+                    values = {name: k.value(x, y) for name, k in self.lower_constraints.items()}
+                    return {k: v if k == "h" else xp.maximum(v + margin, v * 0.0) for k, v in values.items()}
+
+                def objective(y: Array) -> Array:
+                    total = xp.sum(y * 0.0)
+                    for value in excess(y).values():
+                        total = total + 0.5 * xp.sum(value * value)
+                    return total
+
+                def gradient(y: Array) -> Array:
+                    total = y * 0.0
+                    for name, value in excess(y).items():
+                        total = total + self.lower_constraints[name].pullback_y(x, y, value)
+                    return total
+
+                problem = SaddleProblem(objective, gradient, {}, self.y_set)
+                y = maxmin.solve(problem, self.y0, tol=max(1e-8, 100 * precision(x)), name="restoration").y
+                slope = x * 0.0
+                for name, value in excess(y).items():
+                    slope = slope + self.lower_constraints[name].pullback(x, y, value)[0]
+                value = float(objective(y))
+                saddle = Saddle(y, {}, value, slope, 0.0, 0.0, 0)
+                return Evaluation(x, 0.0, value, slope, saddle, saddle, value, 0.0)
+
+            here = violation(x)
+            for step in descent.spectral(violation, here, self.x_set, tol=1e-12, max_iterations=500):
+                here = step
+                if here.value <= 1e-20:
+                    break
+            if here.value <= max(1e-14, (0.5 * margin) ** 2):
+                return here.x
+        worst = {
+            name: float(xp.max(xp.abs(value) if name == "h" else value))
+            for name, value in ((n, k.value(here.x, here.lower.y)) for n, k in self.lower_constraints.items())
+        }
+        name = max(worst, key=lambda key: worst[key])
+        raise LowerInfeasibleError(
+            f"no x near x0 makes the lower level feasible: constraint {name!r} is violated by at least "
+            f"{worst[name]:.3g}. Check its sign, or start from another x0"
+        )
+
+
+def _pack(point: SaddlePoint, scale: float) -> dict[str, Array]:
+    """Warm start as plain arrays."""
+    warm = {"y": point.y, **{f"dual/{name}": dual for name, dual in point.duals.items()}}
+    if point.steps is not None:
+        warm |= {"weight": point.steps.primal_weights, "eta": point.steps.eta, "omega": point.steps.omega}
+        warm |= {f"weight/{name}": weight for name, weight in point.steps.dual_weights.items()}
+        warm["scale"] = point.steps.eta * 0.0 + scale
+    return warm
+
+
+def _unpack(
+    warm: Mapping[str, Array], problem: SaddleProblem, scale: float
+) -> tuple[Array, dict[str, Array], maxmin.Steps | None]:
+    """Starting point and, where the problem has not been rescaled since, step sizes."""
+    duals = {name: warm[f"dual/{name}"] for name in problem.constraints}
+    if "scale" not in warm or float(warm["scale"]) != scale:
+        return warm["y"], duals, None
+    weights = {name: warm[f"weight/{name}"] for name in problem.constraints}
+    return warm["y"], duals, maxmin.Steps(warm["weight"], weights, warm["eta"], warm["omega"])
+
+
+def minimize(
+    f: UserFunction,
+    g: UserFunction,
+    c: UserFunction | None,
+    x0: Any,
+    y0: Any,
+    *,
+    data: Any = None,
+    h: UserFunction | None = None,
+    G: UserFunction | None = None,
+    x_set: ConvexSet | None = None,
+    y_set: ConvexSet | None = None,
+    backend: Backend = "auto",
+    gamma: float | None = None,
+    method: Method = "auto",
+    tol: float | None = None,
+    max_iterations: int = 2000,
+    verbose: bool = False,
+    callback: Callable[[Record], None] | None = None,
+    on_failure: OnFailure = "raise",
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+) -> Result:
+    """Minimise f(x, y) over x, where y solves ``min_y g(x, y)`` subject to ``c(x, y) <= 0`` and ``h(x, y) = 0``.
+
+    Parameters
+    ----------
+    f, g : callable or Function
+        Upper and lower objectives ``f(x, y, data)``, smooth scalars. A plain callable is differentiated by autograd
+        (write it with ``xp = blocc.namespace(x, y)``); pass :class:`blocc.Function` to give the gradient.
+        g must be convex in y, and f + gamma g for the gammas used.
+    c : callable, Function or None
+        Lower-level constraints ``c(x, y, data) <= 0``, an array of any shape, convex in y; they may couple x and y.
+    x0, y0 : array_like
+        Starting points of any shape; x0 is projected on ``x_set``.
+    data : object
+        Passed on to every function as its last argument.
+    h : callable or Function, optional
+        Lower-level constraints ``h(x, y, data) == 0``, affine in y.
+    G : callable or Function, optional
+        Upper-level constraints ``G(x, y, data) <= 0``.
+    x_set, y_set : ConvexSet, optional
+        Sets with a cheap projection, such as ``blocc.Box(0, 1)``.
+    backend : {"auto", "numpy", "cupy"}
+        Where to compute; "auto" keeps the library and device of x0 and y0.
+    gamma : float, optional
+        Fix the penalty, as the paper does, instead of raising it in stages.
+    method : {"auto", "lbfgsb", "spectral"}
+        Outer method; "auto" is L-BFGS-B for a box, spectral projected gradient otherwise.
+    tol : float, optional
+        Relative tolerance of the certificate: 1e-6, or 1e-3 in single precision.
+    max_iterations : int
+        Accepted outer iterations at most.
+    verbose : bool
+        Print one header, one table, one status line.
+    callback : callable, optional
+        Called with a dict after every outer iteration.
+    on_failure : {"raise", "return"}
+        Raise SolveError (with the partial result) where no certified answer is found, or return it.
+    checkpoint, resume : path, optional
+        Write the state there after every stage; continue from such a file.
+
+    Returns
+    -------
+    Result
+        With ``x``, ``y``, ``objective``, ``duals`` (by the names ``"c"`` and ``"h"``) and ``certificate``.
+
+    Raises
+    ------
+    InvalidInputError, LowerInfeasibleError, LowerUnboundedError, SolveError, SolveInterrupted, BackendUnavailableError
+
+    References
+    ----------
+    Jiang, Xiao, Tenorio, Real-Rojas, Marques, Chen: A Primal-Dual-Assisted Penalty Approach to Bilevel Optimization
+    with Coupled Constraints. NeurIPS 2024, arXiv:2406.10148.
+
+    Examples
+    --------
+    >>> import blocc
+    >>> result = blocc.minimize(
+    ...     lambda x, y, data: ((x - 1) ** 2 + (y - 2) ** 2).sum(),
+    ...     lambda x, y, data: ((y - 2 * x) ** 2).sum(),
+    ...     lambda x, y, data: y - x,
+    ...     x0=[0.5], y0=[0.0], x_set=blocc.Box(0, 3), y_set=blocc.Box(0, 3),
+    ... )
+    >>> print(f"{result.x[0]:.4f} {result.y[0]:.4f} {result.status.name}")
+    1.5000 1.5000 STATIONARY
+    """
+    space = resolve_backend(backend, x0, y0)
+    anchor = next((a for a in (x0, y0) if hasattr(a, "dtype") and namespace(a) is space), None)
+    if anchor is not None and not space.isdtype(anchor.dtype, "real floating"):
+        anchor = space.astype(anchor, space.float64)
+    if anchor is None:
+        anchor = space.zeros((1,), dtype=space.float64)
+    x0, y0 = asarray_like(x0, anchor), asarray_like(y0, anchor)
+    if tol is None:
+        tol = 1e-6 if precision(x0) < 1e-10 else 1e-3
+    model = FunctionalModel(f, g, c, x0, y0, h=h, G=G, x_set=x_set, y_set=y_set, data=data)
+    return homotopy.solve(
+        model,
+        x0,
+        gamma=gamma,
+        method=method,
+        tol=tol,
+        max_iterations=max_iterations,
+        progress=Progress(verbose, callback),
+        on_failure=on_failure,
+        checkpoint=checkpoint,
+        resume=resume,
+    )

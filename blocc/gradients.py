@@ -1,0 +1,200 @@
+"""Where derivatives come from: given by the user, or derived by autograd; and a check of either."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from blocc.arrays import device_of, namespace, random_normal
+from blocc.errors import InvalidInputError, require
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function of (x, y, data) with its gradient.
+
+    Parameters
+    ----------
+    value : callable
+        ``value(x, y, data)``: a scalar for an objective, an array for a constraint function.
+    gradient : callable
+        For an objective ``gradient(x, y, data) -> (d/dx, d/dy)``. For a constraint function
+        ``gradient(x, y, weights, data) -> (J_x^T weights, J_y^T weights)``, its vector-Jacobian products, with
+        ``weights`` in the shape of ``value``.
+
+    Examples
+    --------
+    >>> import blocc
+    >>> squared_distance = blocc.Function(
+    ...     lambda x, y, data: ((y - 2 * x) ** 2).sum(),
+    ...     lambda x, y, data: (-4 * (y - 2 * x), 2 * (y - 2 * x)),
+    ... )
+    """
+
+    value: Callable[..., Any]
+    gradient: Callable[..., tuple[Array, Array]]
+
+
+class Differentiable:
+    """A function of (x, y) at fixed data, with pullbacks: what the core calls.
+
+    Parameters
+    ----------
+    name : str
+        For error messages.
+    function : callable or Function
+        A plain callable is differentiated by autograd.
+    data : object
+        Passed on as the last argument.
+    scalar : bool
+        Whether it is an objective (scalar) or a constraint function (array).
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any] | Function, data: Any, *, scalar: bool):
+        self.name, self.data, self.scalar = name, data, scalar
+        self.given = isinstance(function, Function)
+        self._function = function
+        self._value: Callable[..., Any] = function.value if isinstance(function, Function) else function
+        if not callable(self._value):
+            raise InvalidInputError(f"{name} must be callable or a blocc.Function, got {type(function).__name__}")
+
+    def value(self, x: Array, y: Array) -> Array:
+        """Value at (x, y): a 0-d array for an objective, an array for constraints."""
+        value = self._value(x, y, self.data)
+        if isinstance(value, (int, float)):
+            xp = namespace(y)
+            value = xp.asarray(value, dtype=y.dtype, device=device_of(y))
+        if self.scalar and math.prod(value.shape) == 1 and value.shape != ():
+            value = namespace(y).reshape(value, ())
+        return value
+
+    def pullback(self, x: Array, y: Array, weights: Array | None = None) -> tuple[Array, Array]:
+        """(d/dx, d/dy) of an objective, or the weighted sum of the constraint gradients."""
+        if isinstance(self._function, Function):
+            if self.scalar:
+                return self._function.gradient(x, y, self.data)
+            return self._function.gradient(x, y, weights, self.data)
+        return self._derived(x, y, weights, (0, 1))
+
+    def pullback_y(self, x: Array, y: Array, weights: Array | None = None) -> Array:
+        """The y part of :meth:`pullback`, without the work for x where the engine allows."""
+        if isinstance(self._function, Function):
+            return self.pullback(x, y, weights)[1]
+        return self._derived(x, y, weights, 1)
+
+    def _derived(self, x: Array, y: Array, weights: Array | None, arguments: Any) -> Any:
+        core = require("autograd.core", "autograd", f"deriving the gradient of {self.name}")
+        from autograd.differential_operators import make_vjp
+
+        try:
+            vjp, value = make_vjp(self._value, arguments)(x, y, self.data)
+        except (TypeError, AttributeError) as error:
+            raise InvalidInputError(
+                f"{self.name} could not be differentiated by autograd ({error}). Write it with "
+                "xp = blocc.namespace(x, y) or autograd.numpy instead of numpy, or give its gradient with "
+                "blocc.Function(value, gradient)"
+            ) from error
+        if weights is None:
+            weights = core.vspace(value).ones()
+        return vjp(weights if getattr(value, "shape", ()) == getattr(weights, "shape", ()) else weights.reshape(value.shape))
+
+
+@dataclass(frozen=True)
+class GradientCheck:
+    """One directional comparison of a gradient with a central difference."""
+
+    function: str
+    variable: str
+    derivative: float
+    difference: float
+    error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the two agree within the tolerance."""
+        return self.error <= self.tolerance
+
+    def explain(self) -> str:
+        """One sentence for an error message."""
+        cause = (
+            "it has the wrong sign"
+            if abs(self.derivative + self.difference) <= self.tolerance * (1 + abs(self.difference))
+            else "it does not match"
+        )
+        return (
+            f"the gradient of {self.function} in {self.variable} is wrong: {cause} "
+            f"(directional derivative {self.derivative:.6g}, central difference {self.difference:.6g})"
+        )
+
+
+def check(function: Differentiable, x: Array, y: Array, *, seed: int = 0) -> list[GradientCheck]:
+    """Compare a function's gradient with central differences along one random direction in x and one in y.
+
+    Entries that are not finite at a shifted point (the edge of a domain) are left out.
+    """
+    xp = namespace(x, y)
+    precision = float(xp.finfo(y.dtype).eps)
+    value = function.value(x, y)
+    weights = None if function.scalar else random_normal(value, seed)
+    gradient = function.pullback(x, y, weights)
+    checks = []
+    for index, (label, point) in enumerate((("x", x), ("y", y))):
+        if gradient[index].shape != point.shape:
+            raise InvalidInputError(
+                f"the gradient of {function.name} in {label} has shape {gradient[index].shape}, "
+                f"but {label} has shape {point.shape}"
+            )
+        direction = random_normal(point, seed + 1 + index)
+        scale = 1.0 + float(xp.max(xp.abs(point)))
+        step = precision ** (1 / 3) * scale
+        shifted = []
+        for sign in (1.0, -1.0):
+            moved = point + sign * step * direction
+            at = function.value(moved, y) if index == 0 else function.value(x, moved)
+            shifted.append(float(at if weights is None else xp.sum(weights * at)))
+        difference = (shifted[0] - shifted[1]) / (2 * step)
+        derivative = float(xp.sum(gradient[index] * direction))
+        size = max(abs(s) for s in shifted)
+        if not (math.isfinite(difference) and math.isfinite(derivative)):
+            continue
+        # truncation error step^2 and rounding error eps / step, each with room for a large third derivative
+        tolerance = 1e4 * step**2 + 100 * precision * size / step / (1 + abs(difference))
+        error = abs(derivative - difference) / (1 + abs(difference))
+        checks.append(GradientCheck(function.name, label, derivative, difference, error, max(tolerance, 1e-5)))
+    return checks
+
+
+def check_gradients(
+    function: Callable[..., Any] | Function, x: Array, y: Array, data: Any = None, *, name: str = "function", seed: int = 0
+) -> list[GradientCheck]:
+    """Check the gradient of one function against central differences at (x, y).
+
+    Parameters
+    ----------
+    function : callable or Function
+        As passed to :func:`blocc.minimize`.
+    x, y : array
+        Where to check; a point inside the domain, away from kinks.
+    data : object, optional
+        Passed on to the function.
+    name : str
+        Used in the report.
+    seed : int
+        Seed of the random directions.
+
+    Returns
+    -------
+    list of GradientCheck
+        One entry for x and one for y; ``all(c.ok for c in ...)`` if right.
+    """
+    from blocc.arrays import asarray_like
+
+    x, y = asarray_like(x, None), asarray_like(y, None)
+    value = function.value(x, y, data) if isinstance(function, Function) else function(x, y, data)
+    scalar = getattr(value, "shape", ()) == ()
+    return check(Differentiable(name, function, data, scalar=scalar), x, y, seed=seed)

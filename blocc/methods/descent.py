@@ -1,0 +1,160 @@
+"""Descent in x alone: Algorithm 1 as published, spectral projected gradient, and L-BFGS-B.
+
+Each takes an oracle ``x -> Evaluation`` (:mod:`blocc.penalty`) that may raise LowerLevelError, and yields what it
+accepts; the best point is the last one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from blocc.arrays import asarray_like, namespace, to_numpy
+from blocc.errors import LowerLevelError
+from blocc.penalty import Evaluation
+from blocc.sets import Box, ConvexSet
+
+Array = Any
+Oracle = Callable[[Array], Evaluation]
+
+
+def stationarity(x: Array, gradient: Array, x_set: ConvexSet) -> float:
+    """Relative projected gradient: ``max|x - Proj(x - s g)|`` with the step ``s = 1 / (1 + max|g|)``.
+
+    Zero exactly at stationary points; the size of the feasible part of the gradient, relative to the whole where
+    that exceeds 1.
+    """
+    xp = namespace(x)
+    size = 1.0 + float(xp.max(xp.abs(gradient)))
+    step = 1.0 / size
+    return float(xp.max(xp.abs(x - x_set.project(x - step * gradient))))
+
+
+NOISE = 1e-10  # relative difference of values below which saddle-point errors decide, not descent
+
+
+def _better(here: Evaluation, best: Evaluation, x_set: ConvexSet) -> bool:
+    """Whether a point is better: by value, or, where values are level, by stationarity."""
+    noise = NOISE * (1.0 + abs(best.value))
+    if abs(here.value - best.value) > noise:
+        return here.value < best.value
+    return stationarity(here.x, here.gradient, x_set) < stationarity(best.x, best.gradient, x_set)
+
+
+def projected_gradient(oracle: Oracle, x: Array, x_set: ConvexSet, *, eta: float, T: int) -> Iterator[Evaluation]:
+    """Algorithm 1 exactly as published: ``x <- Proj_X(x - eta d)``, fixed step, T iterations (BLOCC, Algorithm 1).
+
+    Yields
+    ------
+    Evaluation
+        At x_0, x_1, ..., x_T.
+    """
+    for t in range(T + 1):
+        here = oracle(x)
+        yield here
+        if t < T:
+            x = x_set.project(x - eta * here.gradient)
+
+
+def spectral(
+    oracle: Oracle, start: Evaluation, x_set: ConvexSet, *, tol: float, max_iterations: int, memory: int = 5
+) -> Iterator[Evaluation]:
+    """Spectral projected gradient with a non-monotone line search (Birgin, Martinez, Raydan 2000).
+
+    Needs only a projection. Trial points where the lower level has no answer are stepped back from.
+
+    Yields
+    ------
+    Evaluation
+        Every accepted point. Stops where :func:`stationarity` is at most tol, or no step descends.
+    """
+    here, best = start, start
+    xp = namespace(here.x)
+    recent: deque[float] = deque([here.value], maxlen=memory)
+    size = float(xp.max(xp.abs(here.gradient)))
+    step = 1.0 / size if size > 0 else 1.0
+    for _ in range(max_iterations):
+        if stationarity(here.x, here.gradient, x_set) <= tol:
+            break
+        direction = x_set.project(here.x - step * here.gradient) - here.x
+        slope = float(xp.sum(direction * here.gradient))
+        if not slope < 0:
+            break
+        length, accepted = 1.0, None
+        for _ in range(40):
+            try:
+                trial = oracle(here.x + length * direction)
+            except LowerLevelError:
+                length *= 0.25
+                continue
+            if trial.value <= max(recent) + 1e-4 * length * slope + NOISE * 1e-2 * (1.0 + abs(here.value)):
+                accepted = trial
+                break
+            curvature = trial.value - here.value - length * slope
+            shorter = -0.5 * slope * length**2 / curvature if curvature > 0 else 0.5 * length
+            length = min(max(shorter, 0.1 * length), 0.5 * length)
+        if accepted is None:
+            break
+        moved, bent = accepted.x - here.x, accepted.gradient - here.gradient
+        product, square = float(xp.sum(moved * bent)), float(xp.sum(moved * moved))
+        step = min(max(square / product, 1e-10), 1e10) if product > 0 else min(4.0 * step, 1e10)
+        here = accepted
+        recent.append(here.value)
+        if _better(here, best, x_set):
+            best = here
+        yield here
+    if best is not here:
+        yield best
+
+
+def lbfgsb(
+    oracle: Oracle, start: Evaluation, x_set: Box, *, tol: float, max_iterations: int
+) -> Iterator[Evaluation]:
+    """SciPy's L-BFGS-B on the host, for box sets.
+
+    A trial point without a lower-level answer is given a value above every other, rising with the distance, so that
+    the line search interpolates back.
+
+    Yields
+    ------
+    Evaluation
+        The best point found, once.
+    """
+    import scipy.optimize
+
+    like = start.x
+    seen = {"best": start, "worst": start.value}
+
+    def function(flat: Any) -> tuple[float, Any]:
+        x = x_set.project(asarray_like(flat.reshape(like.shape), like))
+        try:
+            here = oracle(x)
+        except LowerLevelError:
+            base = to_numpy(seen["best"].x).reshape(-1)
+            away = flat - base
+            rise = 1.0 + abs(seen["worst"])
+            return seen["worst"] + rise + rise * float(away @ away), 2.0 * rise * away
+        seen["worst"] = max(seen["worst"], here.value)
+        if _better(here, seen["best"], x_set):
+            seen["best"] = here
+        return here.value, to_numpy(here.gradient).reshape(-1).astype(float)
+
+    ones = namespace(like).ones_like(like)
+    lower = to_numpy(x_set.project(ones * -math.inf)).reshape(-1)
+    upper = to_numpy(x_set.project(ones * math.inf)).reshape(-1)
+    for _ in range(3):  # a fresh start drops curvature from the far side of a kink
+        before = seen["best"].value
+        scipy.optimize.minimize(
+            function,
+            to_numpy(seen["best"].x).reshape(-1).astype(float),
+            jac=True,
+            method="L-BFGS-B",
+            bounds=list(zip(lower, upper, strict=True)),
+            options={"maxiter": max_iterations, "ftol": 0.0, "gtol": 0.1 * tol, "maxls": 40},
+        )
+        best = seen["best"]
+        if stationarity(best.x, best.gradient, x_set) <= tol or not best.value < before - 1e-12 * (1 + abs(before)):
+            break
+    yield seen["best"]

@@ -1,0 +1,435 @@
+"""The outer solve: relaxation, then a homotopy in gamma, then a polish at the true response, then the certificate.
+
+Knows the problem only as a :class:`blocc.model.Model`. gamma rises in stages, each warm-started from the last (a
+large gamma from a cold start stalls, design section 2), until what the penalised answer still gives away,
+``gamma (g - v)``, is within tolerance; once it is small, the true response is polished with extrapolated gradients.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from blocc.arrays import asarray_like, precision, to_numpy
+from blocc.certificate import Certified, certify, predicted_decrease
+from blocc.errors import InvalidInputError, LowerLevelError, SolveError, SolveInterrupted
+from blocc.methods import descent
+from blocc.methods.convex_concave import convex_concave
+from blocc.model import CanRestore, HasConvexConcaveStep, HasImprovement, HasRelaxation, Model, Schedule
+from blocc.penalty import Evaluation, Penalty, Response, Warm
+from blocc.progress import Progress
+from blocc.result import Result, Status, read_archive, write_archive
+from blocc.sets import Box
+
+Array = Any
+Method = Literal["auto", "convex_concave", "lbfgsb", "spectral"]
+METHODS = ("auto", "convex_concave", "lbfgsb", "spectral")
+OnFailure = Literal["raise", "return"]
+CHECKPOINT = "blocc-checkpoint-1"
+POLISH_AT = 1e-3  # relative penalty below which extrapolated hypergradients are accurate (error about its square)
+
+
+@dataclass
+class _State:
+    """What a stage needs of the ones before it, and all that a checkpoint holds."""
+
+    x: Array
+    gamma: float
+    stage: int = 0
+    iterations: int = 0
+    polished: bool = False
+    bound: float | None = None
+    relaxed_x: Array | None = None
+    best_x: Array | None = None
+    best_response: float = math.inf
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    x: Array
+    gamma: float
+    extrapolate: bool
+
+
+class Homotopy:
+    """One solve of a model. :func:`solve` is the function form.
+
+    Parameters are those of :func:`solve`.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        gamma: float | None,
+        method: Method,
+        tol: float,
+        max_iterations: int,
+        progress: Progress,
+        checkpoint: str | os.PathLike[str] | None,
+    ):
+        if method not in METHODS:
+            raise InvalidInputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        if not 0 < tol < 1:
+            raise InvalidInputError(f"tol must be between 0 and 1, got {tol}")
+        if gamma is not None and not 0 < gamma < math.inf:
+            raise InvalidInputError(f"gamma must be positive and finite, got {gamma}")
+        if max_iterations < 1:
+            raise InvalidInputError(f"max_iterations must be at least 1, got {max_iterations}")
+        self.model, self.fixed_gamma, self.tol = model, gamma, tol
+        self.max_iterations, self.progress, self.checkpoint = max_iterations, progress, checkpoint
+        self.schedule: Schedule = getattr(model, "schedule", Schedule())
+        self.method = self._choose(method)
+        self.warm = Warm()
+        self.floor = 1e-11
+
+    def _choose(self, method: Method) -> str:
+        if method == "convex_concave" and not isinstance(self.model, HasConvexConcaveStep):
+            raise InvalidInputError("method='convex_concave' needs a model with a convex-concave step; use 'auto'")
+        if method == "lbfgsb" and not isinstance(self.model.x_set, Box):
+            raise InvalidInputError(
+                f"method='lbfgsb' needs x_set to be a Box, not {type(self.model.x_set).__name__}; use 'spectral'"
+            )
+        if method != "auto":
+            return method
+        if isinstance(self.model, HasConvexConcaveStep):
+            return "convex_concave"
+        return "lbfgsb" if isinstance(self.model.x_set, Box) else "spectral"
+
+    def _saddle_tol(self, stage_tol: float, gamma: float) -> float:
+        # saddle-point errors reach the gradient of F_gamma multiplied by gamma
+        return min(max(1e-3 * stage_tol / max(1.0, gamma), self.floor), 1e-6)
+
+    def _steps(self, method: str, oracle: Any, start: Evaluation, tol: float, budget: int) -> Iterator[Evaluation]:
+        if method == "convex_concave":
+            return convex_concave(oracle, start, tol=tol, max_iterations=budget)
+        if method == "lbfgsb":
+            assert isinstance(self.model.x_set, Box)
+            return descent.lbfgsb(oracle, start, self.model.x_set, tol=tol, max_iterations=budget)
+        return descent.spectral(oracle, start, self.model.x_set, tol=tol, max_iterations=budget)
+
+    def _first_order(self, here: Evaluation, method: str) -> float:
+        if method == "convex_concave":
+            return predicted_decrease(self.model, here, tol=self._saddle_tol(self.tol, here.gamma))
+        return descent.stationarity(here.x, here.gradient, self.model.x_set)
+
+    def _record(self, state: _State, here: Evaluation, method: str, first_order: float) -> None:
+        state.iterations += 1
+        if here.response < state.best_response:
+            state.best_response, state.best_x = here.response, here.x
+        self.progress.row(
+            method=method,
+            gamma=here.gamma,
+            penalized=here.value,
+            response=here.response,
+            penalty=here.penalty,
+            stationarity=first_order,
+        )
+
+    def _minimize(self, state: _State, oracle: Any, method: str, tol: float) -> Evaluation:
+        """Minimise an oracle from state.x, recording every accepted point."""
+        with self.progress.timed(method if not isinstance(oracle, Response) else "polish"):
+            here = oracle(state.x)
+            budget = max(1, self.max_iterations - state.iterations)
+            for here in self._steps(method, oracle, here, tol, budget):  # noqa: B007 the last one is the answer
+                shown = math.nan if method == "convex_concave" else self._first_order(here, method)
+                self._record(state, here, method, shown)
+            return here
+
+    def _improve(self, state: _State, here: Evaluation, oracle: Any) -> Evaluation:
+        if not isinstance(self.model, HasImprovement):
+            return here
+        better = oracle(self.model.improve(here.x, here.lower))
+        if better.response <= here.response and better.value <= here.value + self.tol * (1 + abs(here.value)):
+            self._record(state, better, "improve", math.nan)
+            return better
+        return here
+
+    def stages(self, state: _State) -> Iterator[_Candidate]:
+        """Run the gamma stages from a state; yield candidates for the answer, the last the most accurate."""
+        relative = math.inf
+        while True:
+            gamma = state.gamma if self.fixed_gamma is None else self.fixed_gamma
+            last = self.fixed_gamma is not None
+            stage_tol = self.tol if last else min(max(0.1 * relative, 0.1 * self.tol), 1e-3)
+            penalty = Penalty(self.model, gamma, tol=self._saddle_tol(stage_tol, gamma), warm=self.warm)
+            here = self._minimize(state, penalty, self.method, stage_tol)
+            here = self._improve(state, here, penalty)
+            state.x = here.x
+            relative = abs(here.penalty) / (1.0 + abs(here.response))
+            last = last or relative <= self.tol or gamma >= self.schedule.limit
+            last = last or state.iterations >= self.max_iterations
+            if relative <= POLISH_AT and not state.polished and self.fixed_gamma is None:
+                state.polished = True
+                polished = self._polish(state, gamma)
+                if polished is not None:
+                    yield polished
+                    return
+            if last:
+                yield _Candidate(state.x, gamma, extrapolate=False)
+                return
+            state.gamma, state.stage = gamma * self.schedule.factor, state.stage + 1
+            self._save(state)
+
+    def _polish(self, state: _State, gamma: float) -> _Candidate | None:
+        """Minimise the true response from state.x; None unless it ends stationary and no worse."""
+        method = "lbfgsb" if isinstance(self.model.x_set, Box) else "spectral"
+        oracle = Response(self.model, gamma, tol=self.floor, warm=self.warm)
+        try:
+            before = self.model.upper(state.x, oracle.near(state.x).lower.y)
+            there = self._minimize(state, oracle, method, self.tol)
+        except LowerLevelError:
+            return None
+        if there.response > before + self.tol * (1.0 + abs(before)):
+            return None
+        if descent.stationarity(there.x, there.gradient, self.model.x_set) > self.tol:
+            return None
+        state.x = there.x
+        return _Candidate(there.x, gamma, extrapolate=True)
+
+    def start(self, x0: Array | None) -> _State:
+        """Relaxation, starting point, restoration."""
+        bound, relaxed = None, None
+        if isinstance(self.model, HasRelaxation):
+            with self.progress.timed("relaxation"):
+                relaxation = self.model.relaxation(tol=min(self.tol, 1e-6))
+            bound, relaxed = relaxation.bound, relaxation.x
+        if x0 is None:
+            if relaxed is None:
+                raise InvalidInputError("x0 is needed: this model has no relaxation to start from")
+            x0 = relaxed
+        x = self.model.x_set.project(x0)
+        self.floor = max(1e-11, 200.0 * precision(x))
+        try:
+            self.model.lower(x, tol=1e-3)
+        except LowerLevelError:
+            if not isinstance(self.model, CanRestore):
+                raise
+            with self.progress.timed("restoration"):
+                x = self.model.restore(x)
+        gamma = self.schedule.start if self.fixed_gamma is None else self.fixed_gamma
+        return _State(x=x, gamma=gamma, bound=bound, relaxed_x=relaxed)
+
+    def certify(self, candidate: _Candidate, state: _State) -> Certified:
+        """Certificate of a candidate, at the tightest saddle points that the precision allows."""
+        with self.progress.timed("certificate"):
+            return certify(
+                self.model,
+                candidate.x,
+                candidate.gamma,
+                extrapolate=candidate.extrapolate,
+                bound=state.bound,
+                tol=self.tol,
+                saddle_tol=self.floor,
+            )
+
+    def run(self, x0: Array | None, resume: str | os.PathLike[str] | None) -> Result:
+        """Solve; the partial result is on the exception where it fails or is interrupted."""
+        state: _State | None = None
+        try:
+            state = self._load(resume, x0) if resume is not None else self.start(x0)
+            found = []
+            if state.relaxed_x is not None and state.bound is not None and state.stage == 0:
+                try:
+                    relaxed = self.certify(_Candidate(state.relaxed_x, state.gamma, extrapolate=False), state)
+                    if relaxed.certificate.optimal(self.tol):
+                        return self._result(relaxed, state)
+                except LowerLevelError:
+                    pass  # the relaxation's x need not have a lower-level answer
+            for candidate in self.stages(state):
+                found.append(self.certify(candidate, state))
+            best = found[-1]
+            slack = self.tol * (1.0 + abs(best.objective))
+            if state.best_x is not None and state.best_response < best.objective - slack:
+                # an earlier stage passed a better point: finish from there as well
+                again = _State(state.best_x, state.gamma, bound=state.bound, iterations=state.iterations)
+                for candidate in self.stages(again):
+                    found.append(self.certify(candidate, state))
+            return self._result(_pick(found, self.tol), state)
+        except KeyboardInterrupt as interrupt:
+            if state is None:
+                raise
+            x = state.best_x if state.best_x is not None else state.x
+            partial = self.certify(_Candidate(x, state.gamma, extrapolate=False), state)
+            result = self._result(partial, state, Status.INTERRUPTED)
+            raise SolveInterrupted("interrupted: the best point so far is in the exception's result", result) from interrupt
+
+    def _result(self, answer: Certified, state: _State, status: Status | None = None) -> Result:
+        certificate = answer.certificate
+        if status is None:
+            if certificate.optimal(self.tol):
+                status = Status.OPTIMAL
+            elif certificate.ok(self.tol):
+                status = Status.STATIONARY
+            elif not certificate.lower_ok(self.tol):
+                status = Status.LOWER_NOT_SOLVED
+            elif state.iterations >= self.max_iterations:
+                status = Status.ITERATION_LIMIT
+            else:
+                status = Status.FEASIBLE
+        message = status.value
+        if status is Status.ITERATION_LIMIT:
+            message += f" ({self.max_iterations}); raise max_iterations"
+        elif status is Status.FEASIBLE:
+            message += f" (residual {certificate.stationarity:.1e}); the upper objective may have a kink there"
+        self.progress.timings["total"] = self.progress.seconds
+        self.progress.status(f"status: {status.name.lower()}: {message}; objective {answer.objective:.8g}")
+        return Result(
+            x=answer.x,
+            y=answer.y,
+            objective=answer.objective,
+            lower_objective=answer.lower_objective,
+            bound=state.bound,
+            status=status,
+            duals=dict(answer.duals),
+            certificate=certificate,
+            records=tuple(self.progress.records),
+            timings=dict(self.progress.timings),
+            message=message,
+        )
+
+    def _save(self, state: _State) -> None:
+        if self.checkpoint is None:
+            return
+        arrays = {"x": to_numpy(state.x)}
+        for name in ("best_x", "relaxed_x"):
+            if getattr(state, name) is not None:
+                arrays[name] = to_numpy(getattr(state, name))
+        for part in ("lower", "penalized"):
+            for key, value in (getattr(self.warm, part) or {}).items():
+                arrays[f"warm/{part}/{key}"] = to_numpy(value)
+        scalars = ("gamma", "stage", "iterations", "polished", "bound", "best_response")
+        meta = {
+            "format": CHECKPOINT,
+            "state": {name: getattr(state, name) for name in scalars},
+            "records": self.progress.records,
+            "problem": self._fingerprint(state.x),
+        }
+        write_archive(self.checkpoint, arrays, meta)
+
+    def _fingerprint(self, x: Array) -> dict[str, Any]:
+        return {
+            "shape": list(x.shape),
+            "method": self.method,
+            "tol": self.tol,
+            "fixed_gamma": self.fixed_gamma,
+            "model": type(self.model).__name__,
+        }
+
+    def _load(self, path: str | os.PathLike[str], x0: Array | None) -> _State:
+        arrays, meta = read_archive(path, CHECKPOINT)
+        like = x0
+        if like is None:
+            like = asarray_like(arrays["x"], None)
+
+        def array(name: str) -> Array | None:
+            return asarray_like(arrays[name], like) if name in arrays else None
+
+        x = array("x")
+        expected = self._fingerprint(x if x0 is None else x0)
+        if meta["problem"] != expected:
+            different = [k for k in expected if meta["problem"].get(k) != expected[k]]
+            raise InvalidInputError(
+                f"{path}: checkpoint of another solve ({', '.join(different)} differ); start without resume"
+            )
+        self.floor = max(1e-11, 200.0 * precision(like))
+        for part in ("lower", "penalized"):
+            prefix = f"warm/{part}/"
+            warm: dict[str, Array] = {}
+            for key, value in arrays.items():
+                if key.startswith(prefix):
+                    floating = value.dtype.kind == "f"
+                    warm[key[len(prefix) :]] = asarray_like(value, like) if floating else value
+            if warm:
+                setattr(self.warm, part, warm)
+        self.progress.resume(meta["records"])
+        return _State(x=x, best_x=array("best_x"), relaxed_x=array("relaxed_x"), **meta["state"])
+
+
+def _pick(found: list[Certified], tol: float) -> Certified:
+    """The best certified answer; where none is, the best whose lower level is solved."""
+
+    def rank(answer: Certified) -> tuple[bool, float]:
+        return (not answer.certificate.lower_ok(tol), answer.objective)
+
+    best = min(found, key=rank)
+    certified = [a for a in found if a.certificate.ok(tol)]
+    if certified:
+        stationary = min(certified, key=rank)
+        if stationary.objective <= best.objective + tol * (1.0 + abs(best.objective)):
+            return stationary
+    return best
+
+
+def solve(
+    model: Model,
+    x0: Array | None = None,
+    *,
+    gamma: float | None = None,
+    method: Method = "auto",
+    tol: float = 1e-6,
+    max_iterations: int = 2000,
+    progress: Progress | None = None,
+    on_failure: OnFailure = "raise",
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+) -> Result:
+    """Solve a bilevel program given as a :class:`blocc.model.Model`.
+
+    Parameters
+    ----------
+    model : Model
+    x0 : array, optional
+        Starting point, projected on X. Default: the relaxation's answer, where the model has one.
+    gamma : float, optional
+        Fix gamma (the published method's way) instead of raising it in stages.
+    method : {"auto", "convex_concave", "lbfgsb", "spectral"}
+        Outer steps; "auto" takes the first that the model supports.
+    tol : float
+        Relative tolerance of the certificate.
+    max_iterations : int
+        Accepted outer iterations, over all stages.
+    progress : Progress, optional
+        Collects and prints the iterations.
+    on_failure : {"raise", "return"}
+        What to do with an answer that is not certified.
+    checkpoint : path, optional
+        Written after every gamma stage.
+    resume : path, optional
+        Continue from a checkpoint of the same problem and options.
+
+    Returns
+    -------
+    Result
+
+    Raises
+    ------
+    SolveError
+        If no certified answer was found; its ``result`` has the best one.
+    SolveInterrupted
+        On Ctrl-C; its ``result`` has the best point so far.
+    LowerLevelError
+        If the lower level has no answer at the start and could not be restored.
+    InvalidInputError
+        On a wrong option or a checkpoint of another problem.
+    """
+    if on_failure not in ("raise", "return"):
+        raise InvalidInputError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
+    progress = progress if progress is not None else Progress()
+    homotopy = Homotopy(
+        model,
+        gamma=gamma,
+        method=method,
+        tol=tol,
+        max_iterations=max_iterations,
+        progress=progress,
+        checkpoint=checkpoint,
+    )
+    progress.header(f"blocc: {type(model).__name__}, method {homotopy.method}, tol {tol:.0e}")
+    result = homotopy.run(x0, resume)
+    if on_failure == "raise" and not result.success:
+        raise SolveError(f"{result.message}. The answer is in this exception's result", result)
+    return result

@@ -50,7 +50,9 @@ def asarray_like(value: Any, like: Array | None) -> Array:
     if like is None:
         if array_api_compat.is_array_api_obj(value):
             xp = namespace(value)
-            return value if xp.isdtype(value.dtype, "real floating") else xp.astype(value, xp.float64)
+            return (
+                value if xp.isdtype(value.dtype, "real floating") else xp.astype(value, xp.float64)
+            )
         try:
             return np.asarray(value, dtype=np.float64)
         except (TypeError, ValueError) as error:
@@ -75,7 +77,9 @@ def to_numpy(array: Array) -> np.ndarray[Any, Any]:
         except (RuntimeError, BufferError, TypeError, ValueError):
             # A device that does not export: go through its own transfer to the host.
             xp = namespace(array)
-            host = array_api_compat.to_device(array, getattr(xp, "Device", lambda name: name)("CPU_DEVICE"))
+            host = array_api_compat.to_device(
+                array, getattr(xp, "Device", lambda name: name)("CPU_DEVICE")
+            )
             return np.from_dlpack(host)
     return np.asarray(array)
 
@@ -143,7 +147,9 @@ def _cupy() -> Any:
         ) from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:  # cupy raises its own types, which vary with the driver that is missing
+    except (
+        Exception
+    ) as error:  # cupy raises its own types, which vary with the driver that is missing
         raise BackendUnavailableError(
             f"backend='cupy': CuPy {cupy.__version__} is installed but no CUDA device can be used ({error}). "
             "Use backend='numpy', or backend='auto' to fall back by itself"

@@ -71,7 +71,9 @@ class Certificate:
     def lower_ok(self, tol: float = 1e-6) -> bool:
         """Whether y solves the lower level at x, and every constraint holds, within tol."""
         values = (self.lower_gap, self.violation, self.dual_infeasibility, self.complementarity)
-        return all(value <= tol for value in values) and not any(math.isnan(value) for value in values)
+        return all(value <= tol for value in values) and not any(
+            math.isnan(value) for value in values
+        )
 
     def ok(self, tol: float = 1e-6) -> bool:
         """Whether the lower level is solved and x is stationary (or proven optimal), within tol."""
@@ -87,12 +89,18 @@ class Certificate:
 
     def __str__(self) -> str:
         rows = [f"  {name:<22}{getattr(self, name):>12.2e}   {LIMITS[name]}" for name in LIMITS]
-        rows.append(f"  {'gamma':<22}{self.gamma:>12.4g}   at which stationarity was measured (inf: true response)")
-        rows.append(f"  {'response_objective':<22}{self.response_objective:>12.6g}   f at the lower level's own answer")
+        rows.append(
+            f"  {'gamma':<22}{self.gamma:>12.4g}   at which stationarity was measured (inf: true response)"
+        )
+        rows.append(
+            f"  {'response_objective':<22}{self.response_objective:>12.6g}   f at the lower level's own answer"
+        )
         if self.bound is None:
             rows.append(f"  {'bound':<22}{'none':>12}   no convex relaxation, so no proven bound")
         else:
-            rows.append(f"  {'bound':<22}{self.bound:>12.6g}   proven; relative gap {self.bound_gap:.2e}")
+            rows.append(
+                f"  {'bound':<22}{self.bound:>12.6g}   proven; relative gap {self.bound_gap:.2e}"
+            )
         return "\n".join(["certificate", *rows])
 
 
@@ -115,7 +123,14 @@ def _response(model: Model, x: Array, gamma: float, extrapolate: bool, tol: floa
 
 
 def certify(
-    model: Model, x: Array, gamma: float, *, extrapolate: bool, bound: float | None, tol: float, saddle_tol: float
+    model: Model,
+    x: Array,
+    gamma: float,
+    *,
+    extrapolate: bool,
+    bound: float | None,
+    tol: float,
+    saddle_tol: float,
 ) -> Certified:
     """Certify x: solve both saddle points afresh, choose y, and compute every residual.
 

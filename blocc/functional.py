@@ -76,10 +76,14 @@ class FunctionalModel:
         self.y_set: ConvexSet = y_set if y_set is not None else Free()
         for name, value in (("x_set", self.x_set), ("y_set", self.y_set)):
             if not isinstance(value, ConvexSet):
-                raise InvalidInputError(f"{name} must be a set such as blocc.Box(0, 1), got {type(value).__name__}")
+                raise InvalidInputError(
+                    f"{name} must be a set such as blocc.Box(0, 1), got {type(value).__name__}"
+                )
         for name, point in (("x0", x0), ("y0", y0)):
             if math.prod(point.shape) == 0:
-                raise InvalidInputError(f"{name} is empty; give a starting point with at least one entry")
+                raise InvalidInputError(
+                    f"{name} is empty; give a starting point with at least one entry"
+                )
             if not all_finite(point):
                 raise InvalidInputError(f"{name} has entries that are NaN or infinite")
         self.f = Differentiable("f", f, data, scalar=True)
@@ -100,9 +104,13 @@ class FunctionalModel:
         try:
             projected = given.project(point)
         except (ValueError, TypeError, IndexError, RuntimeError) as error:
-            raise InvalidInputError(f"{label} does not fit {name} of shape {point.shape}: {error}") from error
+            raise InvalidInputError(
+                f"{label} does not fit {name} of shape {point.shape}: {error}"
+            ) from error
         if projected.shape != point.shape:
-            raise InvalidInputError(f"{label} has shape {projected.shape}, but {name} has shape {point.shape}")
+            raise InvalidInputError(
+                f"{label} has shape {projected.shape}, but {name} has shape {point.shape}"
+            )
         return projected
 
     def _functions(self) -> list[Differentiable]:
@@ -132,7 +140,9 @@ class FunctionalModel:
             if function.given:
                 for comparison in check(function, x0, self.y0):
                     if not comparison.ok:
-                        raise InvalidInputError(f"{comparison.explain()}; see blocc.check_gradients")
+                        raise InvalidInputError(
+                            f"{comparison.explain()}; see blocc.check_gradients"
+                        )
 
     def upper(self, x: Array, y: Array) -> float:
         """f(x, y)."""
@@ -153,7 +163,10 @@ class FunctionalModel:
         functions = dict(self.lower_constraints)
         if gamma is None:
             scale = 1.0
-            objective, gradient = (lambda y: self.g.value(x, y)), (lambda y: self.g.pullback_y(x, y))
+            objective, gradient = (
+                (lambda y: self.g.value(x, y)),
+                (lambda y: self.g.pullback_y(x, y)),
+            )
         else:
             scale = max(1.0, gamma)
             a, b = 1.0 / scale, gamma / scale
@@ -177,14 +190,21 @@ class FunctionalModel:
         return SaddleProblem(objective, gradient, blocks, self.y_set), scale
 
     def _saddle(
-        self, x: Array, gamma: float | None, tol: float, warm: Mapping[str, Array] | None, solver: SaddleSolver
+        self,
+        x: Array,
+        gamma: float | None,
+        tol: float,
+        warm: Mapping[str, Array] | None,
+        solver: SaddleSolver,
     ) -> Saddle:
         problem, scale = self._problem(x, gamma)
         label = "lower level" if gamma is None else f"penalised problem at gamma {gamma:.3g}"
         y, duals, steps = self.y0, None, None
         if warm:
             y, duals, steps = _unpack(warm, problem, scale)
-        point = solver(problem, y, duals, tol=max(tol, 20.0 * precision(y)), name=label, steps=steps)
+        point = solver(
+            problem, y, duals, tol=max(tol, 20.0 * precision(y)), name=label, steps=steps
+        )
         found = maxmin.residuals(problem, point.y, point.duals)
         terms = [self.g] if gamma is None else [self.f, self.g]
         weights = [1.0] if gamma is None else [1.0, gamma]
@@ -213,7 +233,9 @@ class FunctionalModel:
         """Saddle point of the lower level."""
         return self._saddle(x, None, tol, warm, self.lower_solver)
 
-    def penalized(self, x: Array, gamma: float, *, tol: float, warm: Mapping[str, Array] | None = None) -> Saddle:
+    def penalized(
+        self, x: Array, gamma: float, *, tol: float, warm: Mapping[str, Array] | None = None
+    ) -> Saddle:
         """Saddle point of the penalised problem."""
         return self._saddle(x, gamma, tol, warm, self.penalized_solver)
 
@@ -229,7 +251,10 @@ class FunctionalModel:
             def violation(x: Array, margin: float = margin) -> Evaluation:
                 def excess(y: Array) -> dict[str, Array]:
                     values = {name: k.value(x, y) for name, k in self.lower_constraints.items()}
-                    return {k: v if k == "h" else xp.maximum(v + margin, v * 0.0) for k, v in values.items()}
+                    return {
+                        k: v if k == "h" else xp.maximum(v + margin, v * 0.0)
+                        for k, v in values.items()
+                    }
 
                 def objective(y: Array) -> Array:
                     total = xp.sum(y * 0.0)
@@ -244,7 +269,9 @@ class FunctionalModel:
                     return total
 
                 problem = SaddleProblem(objective, gradient, {}, self.y_set)
-                y = maxmin.solve(problem, self.y0, tol=max(1e-8, 100 * precision(x)), name="restoration").y
+                y = maxmin.solve(
+                    problem, self.y0, tol=max(1e-8, 100 * precision(x)), name="restoration"
+                ).y
                 slope = x * 0.0
                 for name, value in excess(y).items():
                     slope = slope + self.lower_constraints[name].pullback(x, y, value)[0]
@@ -253,7 +280,9 @@ class FunctionalModel:
                 return Evaluation(x, 0.0, value, slope, saddle, saddle, value, 0.0)
 
             here = violation(x)
-            for step in descent.spectral(violation, here, self.x_set, tol=1e-12, max_iterations=500):
+            for step in descent.spectral(
+                violation, here, self.x_set, tol=1e-12, max_iterations=500
+            ):
                 here = step
                 if here.value <= 1e-20:
                     break
@@ -261,7 +290,9 @@ class FunctionalModel:
                 return here.x
         worst = {
             name: float(xp.max(xp.abs(value) if name == "h" else value))
-            for name, value in ((n, k.value(here.x, here.lower.y)) for n, k in self.lower_constraints.items())
+            for name, value in (
+                (n, k.value(here.x, here.lower.y)) for n, k in self.lower_constraints.items()
+            )
         }
         name = max(worst, key=lambda key: worst[key])
         raise LowerInfeasibleError(
@@ -274,7 +305,11 @@ def _pack(point: SaddlePoint, scale: float) -> dict[str, Array]:
     """Warm start as plain arrays."""
     warm = {"y": point.y, **{f"dual/{name}": dual for name, dual in point.duals.items()}}
     if point.steps is not None:
-        warm |= {"weight": point.steps.primal_weights, "eta": point.steps.eta, "omega": point.steps.omega}
+        warm |= {
+            "weight": point.steps.primal_weights,
+            "eta": point.steps.eta,
+            "omega": point.steps.omega,
+        }
         warm |= {f"weight/{name}": weight for name, weight in point.steps.dual_weights.items()}
         warm["scale"] = point.steps.eta * 0.0 + scale
     return warm

@@ -54,13 +54,19 @@ class Differentiable:
         Whether it is an objective (scalar) or a constraint function (array).
     """
 
-    def __init__(self, name: str, function: Callable[..., Any] | Function, data: Any, *, scalar: bool):
+    def __init__(
+        self, name: str, function: Callable[..., Any] | Function, data: Any, *, scalar: bool
+    ):
         self.name, self.data, self.scalar = name, data, scalar
         self.given = isinstance(function, Function)
         self._function = function
-        self._value: Callable[..., Any] = function.value if isinstance(function, Function) else function
+        self._value: Callable[..., Any] = (
+            function.value if isinstance(function, Function) else function
+        )
         if not callable(self._value):
-            raise InvalidInputError(f"{name} must be callable or a blocc.Function, got {type(function).__name__}")
+            raise InvalidInputError(
+                f"{name} must be callable or a blocc.Function, got {type(function).__name__}"
+            )
 
     def value(self, x: Array, y: Array) -> Array:
         """Value at (x, y): a 0-d array for an objective, an array for constraints."""
@@ -100,7 +106,11 @@ class Differentiable:
             ) from error
         if weights is None:
             weights = core.vspace(value).ones()
-        return vjp(weights if getattr(value, "shape", ()) == getattr(weights, "shape", ()) else weights.reshape(value.shape))
+        return vjp(
+            weights
+            if getattr(value, "shape", ()) == getattr(weights, "shape", ())
+            else weights.reshape(value.shape)
+        )
 
 
 @dataclass(frozen=True)
@@ -165,12 +175,20 @@ def check(function: Differentiable, x: Array, y: Array, *, seed: int = 0) -> lis
         # truncation error step^2 and rounding error eps / step, each with room for a large third derivative
         tolerance = 1e4 * step**2 + 100 * precision * size / step / (1 + abs(difference))
         error = abs(derivative - difference) / (1 + abs(difference))
-        checks.append(GradientCheck(function.name, label, derivative, difference, error, max(tolerance, 1e-5)))
+        checks.append(
+            GradientCheck(function.name, label, derivative, difference, error, max(tolerance, 1e-5))
+        )
     return checks
 
 
 def check_gradients(
-    function: Callable[..., Any] | Function, x: Array, y: Array, data: Any = None, *, name: str = "function", seed: int = 0
+    function: Callable[..., Any] | Function,
+    x: Array,
+    y: Array,
+    data: Any = None,
+    *,
+    name: str = "function",
+    seed: int = 0,
 ) -> list[GradientCheck]:
     """Check the gradient of one function against central differences at (x, y).
 

@@ -137,7 +137,8 @@ def maxmin(
             y = problem.y_set.project(y - eta_1 * problem.lagrangian_gradient(y, half))
         previous = current
         current = {
-            name: block.project(half[name] + eta_2 * block.value(y)) for name, block in problem.constraints.items()
+            name: block.project(half[name] + eta_2 * block.value(y))
+            for name, block in problem.constraints.items()
         }
         if record:
             history.append(kkt_residual(problem, y, current))
@@ -145,7 +146,11 @@ def maxmin(
 
 
 def _relative_residual(
-    problem: SaddleProblem, y: Array, duals: Mapping[str, Array], values: Mapping[str, Array], gradient: Array
+    problem: SaddleProblem,
+    y: Array,
+    duals: Mapping[str, Array],
+    values: Mapping[str, Array],
+    gradient: Array,
 ) -> Array:
     """0-d device array: the largest of the relative natural residuals of the KKT system and the relative gap.
 
@@ -255,10 +260,14 @@ def _diagonals(problem: SaddleProblem, y: Array) -> tuple[Array, dict[str, Array
     if isinstance(problem.y_set, Box):
         square = xp.zeros_like(y)
         for probe in range(probes):
-            square = square + ((problem.gradient(y + shift(probe)) - gradient) / length) ** 2 / probes
+            square = (
+                square + ((problem.gradient(y + shift(probe)) - gradient) / length) ** 2 / probes
+            )
         curvature = xp.where(xp.isfinite(square), xp.sqrt(square), xp.zeros_like(square))
         mean = xp.mean(curvature)
-        relative = xp.where(mean > 0, curvature / xp.where(mean > 0, mean, mean + 1.0), xp.ones_like(y))
+        relative = xp.where(
+            mean > 0, curvature / xp.where(mean > 0, mean, mean + 1.0), xp.ones_like(y)
+        )
         inverse = xp.mean(weights) / weights if values else xp.zeros_like(y)
         weights = 1.0 / xp.maximum(inverse + relative, xp.full_like(y, 1e-4))
     return weights, {name: scale**2 for name, scale in duals.items()}
@@ -272,7 +281,9 @@ def _first_steps(problem: SaddleProblem, y: Array, gradient: Array) -> Steps:
     scale = xp.sqrt(xp.sum((1.0 + y * y) / primal_weights))
     eta = 0.1 * scale / speed
     one = eta * 0.0 + 1.0
-    return Steps(primal_weights, dual_weights, xp.minimum(eta, one) if problem.constraints else eta, one)
+    return Steps(
+        primal_weights, dual_weights, xp.minimum(eta, one) if problem.constraints else eta, one
+    )
 
 
 def solve(
@@ -335,7 +346,12 @@ def solve(
 
     if steps is None:
         steps = _first_steps(problem, y, gradient)
-    primal_weights, dual_weights, eta, omega = steps.primal_weights, steps.dual_weights, steps.eta, steps.omega
+    primal_weights, dual_weights, eta, omega = (
+        steps.primal_weights,
+        steps.dual_weights,
+        steps.eta,
+        steps.omega,
+    )
 
     def norms(dy: Array, dmu: Mapping[str, Array]) -> tuple[Array, Array]:
         primal = xp.sum(dy * dy / primal_weights)
@@ -354,10 +370,14 @@ def solve(
             looked = restart.look(y, mu, values, gradient)
             history.append(looked.residual)
             if not math.isfinite(looked.residual):
-                raise LowerNotSolvedError(f"{name}: its functions are not finite at a point that the solver reached")
+                raise LowerNotSolvedError(
+                    f"{name}: its functions are not finite at a point that the solver reached"
+                )
             if looked.residual <= tol:
                 steps = Steps(primal_weights, dual_weights, eta, omega)
-                return SaddlePoint(looked.y, looked.duals, looked.residual, iteration, tuple(history), steps)
+                return SaddlePoint(
+                    looked.y, looked.duals, looked.residual, iteration, tuple(history), steps
+                )
             _raise_if_hopeless(problem, looked.y, mu, infeasible_start, y, name)
             if iteration == max_iterations:
                 break
@@ -365,14 +385,18 @@ def solve(
                 y, mu, values, gradient = looked.y, looked.duals, looked.values, looked.gradient
                 moved_y, moved_mu = norms(y - restart.y, {k: mu[k] - restart.duals[k] for k in mu})
                 both = (moved_y > 1e-20) & (moved_mu > 1e-20)
-                ratio = xp.sqrt(xp.where(both, moved_mu, zero + 1.0) / xp.where(both, moved_y, zero + 1.0))
+                ratio = xp.sqrt(
+                    xp.where(both, moved_mu, zero + 1.0) / xp.where(both, moved_y, zero + 1.0)
+                )
                 omega = xp.where(both, xp.sqrt(omega * ratio), omega)
                 restart.begin(y, mu)
         attempts += 1
         y_new = problem.y_set.project(y - (eta / omega) * primal_weights * gradient)
         values_new = problem.values(y_new)
         mu_new = {
-            k: block.project(mu[k] + (eta * omega) * dual_weights[k] * (2.0 * values_new[k] - values[k]))
+            k: block.project(
+                mu[k] + (eta * omega) * dual_weights[k] * (2.0 * values_new[k] - values[k])
+            )
             for k, block in blocks.items()
         }
         gradient_new = problem.lagrangian_gradient(y_new, mu_new)
@@ -443,7 +467,9 @@ class _Restart:
             self.sum_duals[k] = self.sum_duals[k] + weight * duals[k]
         self.weight = self.weight + weight
 
-    def look(self, y: Array, duals: Mapping[str, Array], values: dict[str, Array], gradient: Array) -> _Look:
+    def look(
+        self, y: Array, duals: Mapping[str, Array], values: dict[str, Array], gradient: Array
+    ) -> _Look:
         """Residuals of the current and the average iterate; the better one, and whether to restart from it."""
         xp = namespace(y)
         problem = self.problem
@@ -518,9 +544,13 @@ def _raise_if_hopeless(
                     f"(smallest violation found {violation:.3g}). Change x0, or relax {worst!r}"
                 )
     if float(sizes[0]) > 1e9:
-        slope = float(xp.sum(problem.gradient(current) * current)) / float(xp.sum(current * current)) ** 0.5
+        slope = (
+            float(xp.sum(problem.gradient(current) * current))
+            / float(xp.sum(current * current)) ** 0.5
+        )
         feasible = all(
-            float(xp.max(xp.abs(v) if problem.constraints[k].equality else v)) < 1e-3 * float(sizes[0])
+            float(xp.max(xp.abs(v) if problem.constraints[k].equality else v))
+            < 1e-3 * float(sizes[0])
             for k, v in problem.values(current).items()
         )
         if slope < 0 and feasible:

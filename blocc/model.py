@@ -20,7 +20,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from blocc.sets import ConvexSet
 
-Array = Any  # an array of any library that follows the array API (numpy, cupy, array-api-strict, ...)
+Array = (
+    Any  # an array of any library that follows the array API (numpy, cupy, array-api-strict, ...)
+)
 
 
 @dataclass(frozen=True)

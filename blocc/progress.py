@@ -35,7 +35,10 @@ class Progress:
     """
 
     def __init__(
-        self, verbose: bool = False, callback: Callable[[Record], None] | None = None, stream: TextIO | None = None
+        self,
+        verbose: bool = False,
+        callback: Callable[[Record], None] | None = None,
+        stream: TextIO | None = None,
     ):
         self.verbose, self.callback = verbose, callback
         self.stream = stream if stream is not None else sys.stdout
@@ -88,4 +91,6 @@ class _Timer:
         self.began = time.perf_counter()
 
     def __exit__(self, *error: object) -> None:
-        self.timings[self.name] = self.timings.get(self.name, 0.0) + time.perf_counter() - self.began
+        self.timings[self.name] = (
+            self.timings.get(self.name, 0.0) + time.perf_counter() - self.began
+        )

@@ -26,9 +26,13 @@ FORMAT = "blocc-result-1"
 class Status(Enum):
     """Why a solve ended. The value is the sentence to show."""
 
-    OPTIMAL = "globally optimal: the objective attains a proven bound, and the lower level is solved"
+    OPTIMAL = (
+        "globally optimal: the objective attains a proven bound, and the lower level is solved"
+    )
     STATIONARY = "stationary: no first-order descent direction, and the lower level is solved"
-    FEASIBLE = "bilevel feasible: the lower level is solved at x, but stationarity in x was not reached"
+    FEASIBLE = (
+        "bilevel feasible: the lower level is solved at x, but stationarity in x was not reached"
+    )
     LOWER_NOT_SOLVED = "not certified: the lower level is not solved to tolerance at the answer"
     ITERATION_LIMIT = "stopped at the iteration limit; the lower level is solved at x"
     INTERRUPTED = "interrupted; the best point so far is returned"
@@ -126,11 +130,17 @@ class Result(Mapping[str, Any]):
         pandas = require("pandas", "plot", "result.to_frame()")
         rows = []
         for level, values in (("upper", self.x), ("lower", self.y), ("dual", self.duals)):
-            named = values if isinstance(values, Mapping) else {"x" if level == "upper" else "y": values}
+            named = (
+                values
+                if isinstance(values, Mapping)
+                else {"x" if level == "upper" else "y": values}
+            )
             for name, value in named.items():
                 array = to_numpy(value)
                 for index in np.ndindex(array.shape):
-                    rows.append((level, name, index if len(index) != 1 else index[0], float(array[index])))
+                    rows.append(
+                        (level, name, index if len(index) != 1 else index[0], float(array[index]))
+                    )
         return pandas.DataFrame(rows, columns=["level", "variable", "index", "value"])
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
@@ -149,15 +159,23 @@ class Result(Mapping[str, Any]):
         figure = figure_module.Figure(figsize=(7, 6), layout="constrained")
         axes = figure.subplots(3, 1, sharex=True)
         iterations = [r["iteration"] for r in self.records]
-        axes[0].plot(iterations, [r["response"] for r in self.records], label="f at the lower level's answer")
-        axes[0].plot(iterations, [r["penalized"] for r in self.records], "--", label="penalised value")
+        axes[0].plot(
+            iterations, [r["response"] for r in self.records], label="f at the lower level's answer"
+        )
+        axes[0].plot(
+            iterations, [r["penalized"] for r in self.records], "--", label="penalised value"
+        )
         if self.bound is not None:
             axes[0].axhline(self.bound, color="0.5", linestyle=":", label="bound")
         axes[0].set_ylabel("upper value")
         axes[0].legend(frameon=False)
         floor = 1e-16
-        axes[1].semilogy(iterations, [max(abs(r["penalty"]), floor) for r in self.records], label="penalty left")
-        axes[1].semilogy(iterations, [max(r["stationarity"], floor) for r in self.records], label="stationarity")
+        axes[1].semilogy(
+            iterations, [max(abs(r["penalty"]), floor) for r in self.records], label="penalty left"
+        )
+        axes[1].semilogy(
+            iterations, [max(r["stationarity"], floor) for r in self.records], label="stationarity"
+        )
         axes[1].legend(frameon=False)
         axes[1].set_ylabel("residual")
         axes[2].semilogy(iterations, [r["gamma"] for r in self.records], drawstyle="steps-post")
@@ -186,7 +204,9 @@ class Result(Mapping[str, Any]):
             "records": list(self.records),
             "timings": dict(self.timings),
             "message": self.message,
-            "mappings": [name for name in ("x", "y", "duals") if isinstance(getattr(self, name), Mapping)],
+            "mappings": [
+                name for name in ("x", "y", "duals") if isinstance(getattr(self, name), Mapping)
+            ],
         }
         for name in ("x", "y", "duals"):
             value = getattr(self, name)
@@ -211,7 +231,9 @@ class Result(Mapping[str, Any]):
             for name in ("x", "y", "duals"):
                 if name in meta["mappings"]:
                     prefix = f"{name}/"
-                    parts[name] = {k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)}
+                    parts[name] = {
+                        k[len(prefix) :]: v for k, v in arrays.items() if k.startswith(prefix)
+                    }
                 else:
                     parts[name] = arrays[name]
             return cls(
@@ -229,11 +251,15 @@ class Result(Mapping[str, Any]):
             raise CorruptFileError(f"{path}: not a complete blocc result ({error!r})") from error
 
 
-def write_archive(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]) -> Path:
+def write_archive(
+    path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]
+) -> Path:
     """Write arrays and a JSON text to one .npz file, atomically: a reader sees the old file or the whole new one."""
     target = Path(path)
     text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+    handle, temporary = tempfile.mkstemp(
+        dir=target.parent, prefix=f".{target.name}.", suffix=".part"
+    )
     try:
         with os.fdopen(handle, "wb") as stream:
             np.savez(stream, **{"meta": text, **arrays})
@@ -246,7 +272,9 @@ def write_archive(path: str | os.PathLike[str], arrays: Mapping[str, Any], meta:
     return target
 
 
-def read_archive(path: str | os.PathLike[str], expected: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_archive(
+    path: str | os.PathLike[str], expected: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read what :func:`write_archive` wrote.
 
     Raises
@@ -264,7 +292,15 @@ def read_archive(path: str | os.PathLike[str], expected: str) -> tuple[dict[str,
         meta = json.loads(arrays.pop("meta").tobytes().decode())
     except FileNotFoundError as error:
         raise InvalidInputError(f"{path}: no such file") from error
-    except (ValueError, KeyError, zipfile.BadZipFile, EOFError, OSError, zipfile.error, NotImplementedError) as error:
+    except (
+        ValueError,
+        KeyError,
+        zipfile.BadZipFile,
+        EOFError,
+        OSError,
+        zipfile.error,
+        NotImplementedError,
+    ) as error:
         raise CorruptFileError(f"{path}: damaged, or not written by blocc ({error})") from error
     if not isinstance(meta, dict) or meta.get("format") != expected:
         raise CorruptFileError(f"{path}: not a {expected} file")

@@ -73,7 +73,9 @@ class Box:
             except ValueError as error:
                 raise InvalidInputError("Box: lower and upper have incompatible shapes") from error
         if not ordered:
-            raise InvalidInputError("Box: every lower bound must be <= its upper bound, and neither may be NaN")
+            raise InvalidInputError(
+                "Box: every lower bound must be <= its upper bound, and neither may be NaN"
+            )
 
     def project(self, point: Array) -> Array:
         """Nearest point of the box."""

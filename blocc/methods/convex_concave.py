@@ -15,7 +15,9 @@ from blocc.penalty import Evaluation, Penalty
 Array = Any
 
 
-def convex_concave(penalty: Penalty, start: Evaluation, *, tol: float, max_iterations: int) -> Iterator[Evaluation]:
+def convex_concave(
+    penalty: Penalty, start: Evaluation, *, tol: float, max_iterations: int
+) -> Iterator[Evaluation]:
     """Repeat convex-concave steps until F_gamma falls by less than tol, relative.
 
     Parameters
@@ -38,7 +40,9 @@ def convex_concave(penalty: Penalty, start: Evaluation, *, tol: float, max_itera
     for _ in range(max_iterations):
         x = model.convex_concave_step(here.x, penalty.gamma, here.lower, tol=penalty.tol)
         there = None
-        for _ in range(20):  # the step may leave the domain of v; a shorter one descends too, by convexity
+        for _ in range(
+            20
+        ):  # the step may leave the domain of v; a shorter one descends too, by convexity
             try:
                 there = penalty(x)
                 break

@@ -43,7 +43,9 @@ def _better(here: Evaluation, best: Evaluation, x_set: ConvexSet) -> bool:
     return stationarity(here.x, here.gradient, x_set) < stationarity(best.x, best.gradient, x_set)
 
 
-def projected_gradient(oracle: Oracle, x: Array, x_set: ConvexSet, *, eta: float, T: int) -> Iterator[Evaluation]:
+def projected_gradient(
+    oracle: Oracle, x: Array, x_set: ConvexSet, *, eta: float, T: int
+) -> Iterator[Evaluation]:
     """Algorithm 1 exactly as published: ``x <- Proj_X(x - eta d)``, fixed step, T iterations (BLOCC, Algorithm 1).
 
     Yields
@@ -59,11 +61,19 @@ def projected_gradient(oracle: Oracle, x: Array, x_set: ConvexSet, *, eta: float
 
 
 def spectral(
-    oracle: Oracle, start: Evaluation, x_set: ConvexSet, *, tol: float, max_iterations: int, memory: int = 5
+    oracle: Oracle,
+    start: Evaluation,
+    x_set: ConvexSet,
+    *,
+    tol: float,
+    max_iterations: int,
+    memory: int = 5,
+    first_move: float = 0.1,
 ) -> Iterator[Evaluation]:
     """Spectral projected gradient with a non-monotone line search (Birgin, Martinez, Raydan 2000).
 
-    Needs only a projection. Trial points where the lower level has no answer are stepped back from.
+    Needs only a projection. Trial points where the lower level has no answer are stepped back from. ``first_move`` is
+    the length of the first step, relative to ``1 + max|x|``; later ones follow the curvature seen.
 
     Yields
     ------
@@ -74,7 +84,7 @@ def spectral(
     xp = namespace(here.x)
     recent: deque[float] = deque([here.value], maxlen=memory)
     size = float(xp.max(xp.abs(here.gradient)))
-    step = 1.0 / size if size > 0 else 1.0
+    step = first_move * (1.0 + float(xp.max(xp.abs(here.x)))) / size if size > 0 else 1.0
     for _ in range(max_iterations):
         if stationarity(here.x, here.gradient, x_set) <= tol:
             break
@@ -89,7 +99,9 @@ def spectral(
             except LowerLevelError:
                 length *= 0.25
                 continue
-            if trial.value <= max(recent) + 1e-4 * length * slope + NOISE * 1e-2 * (1.0 + abs(here.value)):
+            if trial.value <= max(recent) + 1e-4 * length * slope + NOISE * 1e-2 * (
+                1.0 + abs(here.value)
+            ):
                 accepted = trial
                 break
             curvature = trial.value - here.value - length * slope
@@ -155,6 +167,8 @@ def lbfgsb(
             options={"maxiter": max_iterations, "ftol": 0.0, "gtol": 0.1 * tol, "maxls": 40},
         )
         best = seen["best"]
-        if stationarity(best.x, best.gradient, x_set) <= tol or not best.value < before - 1e-12 * (1 + abs(before)):
+        if stationarity(best.x, best.gradient, x_set) <= tol or not best.value < before - 1e-12 * (
+            1 + abs(before)
+        ):
             break
     yield seen["best"]

@@ -13,12 +13,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from blocc.arrays import asarray_like, precision, to_numpy
+from blocc.arrays import asarray_like, device_of, namespace, precision, random_signs, to_numpy
 from blocc.certificate import Certified, certify, predicted_decrease
 from blocc.errors import InvalidInputError, LowerLevelError, SolveError, SolveInterrupted
 from blocc.methods import descent
 from blocc.methods.convex_concave import convex_concave
-from blocc.model import CanRestore, HasConvexConcaveStep, HasImprovement, HasRelaxation, Model, Schedule
+from blocc.model import (
+    CanRestore,
+    HasConvexConcaveStep,
+    HasImprovement,
+    HasRelaxation,
+    Model,
+    Schedule,
+)
 from blocc.penalty import Evaluation, Penalty, Response, Warm
 from blocc.progress import Progress
 from blocc.result import Result, Status, read_archive, write_archive
@@ -29,6 +36,8 @@ Method = Literal["auto", "convex_concave", "lbfgsb", "spectral"]
 METHODS = ("auto", "convex_concave", "lbfgsb", "spectral")
 OnFailure = Literal["raise", "return"]
 CHECKPOINT = "blocc-checkpoint-1"
+PROBES = 20
+PROBE_ROUNDS = 3
 POLISH_AT = 1e-3  # relative penalty below which extrapolated hypergradients are accurate (error about its square)
 
 
@@ -88,7 +97,9 @@ class Homotopy:
 
     def _choose(self, method: Method) -> str:
         if method == "convex_concave" and not isinstance(self.model, HasConvexConcaveStep):
-            raise InvalidInputError("method='convex_concave' needs a model with a convex-concave step; use 'auto'")
+            raise InvalidInputError(
+                "method='convex_concave' needs a model with a convex-concave step; use 'auto'"
+            )
         if method == "lbfgsb" and not isinstance(self.model.x_set, Box):
             raise InvalidInputError(
                 f"method='lbfgsb' needs x_set to be a Box, not {type(self.model.x_set).__name__}; use 'spectral'"
@@ -103,13 +114,29 @@ class Homotopy:
         # saddle-point errors reach the gradient of F_gamma multiplied by gamma
         return min(max(1e-3 * stage_tol / max(1.0, gamma), self.floor), 1e-6)
 
-    def _steps(self, method: str, oracle: Any, start: Evaluation, tol: float, budget: int) -> Iterator[Evaluation]:
+    def _steps(
+        self, method: str, oracle: Any, start: Evaluation, tol: float, budget: int
+    ) -> Iterator[Evaluation]:
         if method == "convex_concave":
             return convex_concave(oracle, start, tol=tol, max_iterations=budget)
         if method == "lbfgsb":
             assert isinstance(self.model.x_set, Box)
-            return descent.lbfgsb(oracle, start, self.model.x_set, tol=tol, max_iterations=budget)
+            return self._lbfgsb(oracle, start, tol, budget)
         return descent.spectral(oracle, start, self.model.x_set, tol=tol, max_iterations=budget)
+
+    def _lbfgsb(
+        self, oracle: Any, here: Evaluation, tol: float, budget: int
+    ) -> Iterator[Evaluation]:
+        assert isinstance(self.model.x_set, Box)
+        for here in descent.lbfgsb(oracle, here, self.model.x_set, tol=tol, max_iterations=budget):  # noqa: B007
+            pass
+        # near the end values are level within their noise, and only gradients still tell: spectral steps use them
+        finish = descent.spectral(
+            oracle, here, self.model.x_set, tol=tol, max_iterations=20, first_move=1e-4
+        )
+        for here in finish:  # noqa: B007
+            pass
+        yield here
 
     def _first_order(self, here: Evaluation, method: str) -> float:
         if method == "convex_concave":
@@ -143,7 +170,9 @@ class Homotopy:
         if not isinstance(self.model, HasImprovement):
             return here
         better = oracle(self.model.improve(here.x, here.lower))
-        if better.response <= here.response and better.value <= here.value + self.tol * (1 + abs(here.value)):
+        if better.response <= here.response and better.value <= here.value + self.tol * (
+            1 + abs(here.value)
+        ):
             self._record(state, better, "improve", math.nan)
             return better
         return here
@@ -155,7 +184,9 @@ class Homotopy:
             gamma = state.gamma if self.fixed_gamma is None else self.fixed_gamma
             last = self.fixed_gamma is not None
             stage_tol = self.tol if last else min(max(0.1 * relative, 0.1 * self.tol), 1e-3)
-            penalty = Penalty(self.model, gamma, tol=self._saddle_tol(stage_tol, gamma), warm=self.warm)
+            penalty = Penalty(
+                self.model, gamma, tol=self._saddle_tol(stage_tol, gamma), warm=self.warm
+            )
             here = self._minimize(state, penalty, self.method, stage_tol)
             here = self._improve(state, here, penalty)
             state.x = here.x
@@ -169,10 +200,43 @@ class Homotopy:
                     yield polished
                     return
             if last:
+                state.x = self._probe(state, here, penalty, self.method, stage_tol).x
                 yield _Candidate(state.x, gamma, extrapolate=False)
                 return
             state.gamma, state.stage = gamma * self.schedule.factor, state.stage + 1
             self._save(state)
+
+    def _probe(
+        self, state: _State, here: Evaluation, oracle: Any, method: str, tol: float
+    ) -> Evaluation:
+        """Look a little way along single coordinates for descent that the gradient does not show.
+
+        ``-gamma v`` has concave kinks, and at the edge of dom v the duals are not unique: a wrong dual can make a
+        point look stationary. Where a probe falls, minimise from there.
+        """
+        xp = namespace(here.x)
+        for _ in range(PROBE_ROUNDS):
+            found = None
+            for direction in _directions(here.x):
+                x = self.model.x_set.project(here.x + 1e-3 * (1.0 + xp.abs(here.x)) * direction)
+                if not bool(xp.any(x != here.x)):
+                    continue
+                try:
+                    there = oracle(x)
+                except LowerLevelError:
+                    continue
+                if there.value < here.value - max(tol, self.tol) * (1.0 + abs(here.value)):
+                    found = there
+                    break
+            if found is None:
+                return here
+            before, state.x = here, found.x
+            here = self._minimize(state, oracle, method, tol)
+            if here.value >= before.value:
+                state.x = before.x
+                return before
+            state.x = here.x
+        return here
 
     def _polish(self, state: _State, gamma: float) -> _Candidate | None:
         """Minimise the true response from state.x; None unless it ends stationary and no worse."""
@@ -183,6 +247,7 @@ class Homotopy:
             there = self._minimize(state, oracle, method, self.tol)
         except LowerLevelError:
             return None
+        there = self._probe(state, there, oracle, method, self.tol)
         if there.response > before + self.tol * (1.0 + abs(before)):
             return None
         if descent.stationarity(there.x, there.gradient, self.model.x_set) > self.tol:
@@ -234,7 +299,9 @@ class Homotopy:
             found = []
             if state.relaxed_x is not None and state.bound is not None and state.stage == 0:
                 try:
-                    relaxed = self.certify(_Candidate(state.relaxed_x, state.gamma, extrapolate=False), state)
+                    relaxed = self.certify(
+                        _Candidate(state.relaxed_x, state.gamma, extrapolate=False), state
+                    )
                     if relaxed.certificate.optimal(self.tol):
                         return self._result(relaxed, state)
                 except LowerLevelError:
@@ -245,7 +312,9 @@ class Homotopy:
             slack = self.tol * (1.0 + abs(best.objective))
             if state.best_x is not None and state.best_response < best.objective - slack:
                 # an earlier stage passed a better point: finish from there as well
-                again = _State(state.best_x, state.gamma, bound=state.bound, iterations=state.iterations)
+                again = _State(
+                    state.best_x, state.gamma, bound=state.bound, iterations=state.iterations
+                )
                 for candidate in self.stages(again):
                     found.append(self.certify(candidate, state))
             return self._result(_pick(found, self.tol), state)
@@ -255,7 +324,9 @@ class Homotopy:
             x = state.best_x if state.best_x is not None else state.x
             partial = self.certify(_Candidate(x, state.gamma, extrapolate=False), state)
             result = self._result(partial, state, Status.INTERRUPTED)
-            raise SolveInterrupted("interrupted: the best point so far is in the exception's result", result) from interrupt
+            raise SolveInterrupted(
+                "interrupted: the best point so far is in the exception's result", result
+            ) from interrupt
 
     def _result(self, answer: Certified, state: _State, status: Status | None = None) -> Result:
         certificate = answer.certificate
@@ -276,7 +347,9 @@ class Homotopy:
         elif status is Status.FEASIBLE:
             message += f" (residual {certificate.stationarity:.1e}); the upper objective may have a kink there"
         self.progress.timings["total"] = self.progress.seconds
-        self.progress.status(f"status: {status.name.lower()}: {message}; objective {answer.objective:.8g}")
+        self.progress.status(
+            f"status: {status.name.lower()}: {message}; objective {answer.objective:.8g}"
+        )
         return Result(
             x=answer.x,
             y=answer.y,
@@ -347,6 +420,23 @@ class Homotopy:
                 setattr(self.warm, part, warm)
         self.progress.resume(meta["records"])
         return _State(x=x, best_x=array("best_x"), relaxed_x=array("relaxed_x"), **meta["state"])
+
+
+def _directions(x: Array) -> Iterator[Array]:
+    """Both ways along every coordinate where these are few, otherwise along a few random directions."""
+    xp = namespace(x)
+    size = math.prod(x.shape)
+    if size > PROBES // 2:
+        for seed in range(PROBES // 2):
+            direction = random_signs(x, seed)
+            yield from (direction, -direction)
+        return
+    positions = xp.reshape(
+        xp.cumulative_sum(xp.ones((size,), dtype=x.dtype, device=device_of(x))), x.shape
+    )
+    for index in range(1, size + 1):
+        direction = xp.astype(positions == index, x.dtype)
+        yield from (direction, -direction)
 
 
 def _pick(found: list[Certified], tol: float) -> Certified:

@@ -238,10 +238,8 @@ class ConicProgram:
         weight : float
             Point on the line.
         """
-        if (
-            other._raw_q.shape != self._raw_q.shape
-            or other.columns.keys()
-            and self.rows != other.rows
+        if other._raw_q.shape != self._raw_q.shape or (
+            other.columns.keys() and self.rows != other.rows
         ):
             raise UnsupportedModelError("the two programs differ in more than their objective")
         self._q_map = (2.0 - weight) * self._raw_q + (weight - 1.0) * other._raw_q
@@ -267,11 +265,15 @@ class ConicProgram:
         """
         if self.is_quadratic and self._dense:
             P, A = self.dense()
-            answer = solve_dense_qp(P, self.q, A, self.b, self._equalities)
-            if answer is not None:
-                result = self._assess(answer.z, answer.dual, answer.iterations)
-                if result.gap <= tol and result.violation <= tol:
-                    return result
+            # the looser try is for feasible sets of a single point, which rounding makes empty
+            for feasibility in (1e-11, 1e-9):
+                answer = solve_dense_qp(P, self.q, A, self.b, self._equalities, tol=feasibility)
+                if answer is not None:
+                    result = self._assess(answer.z, answer.dual, answer.iterations)
+                    if result.gap <= max(tol, 2 * feasibility) and result.violation <= max(
+                        tol, 2 * feasibility
+                    ):
+                        return result
         return self._interior_point(tol)
 
     def _interior_point(self, tol: float) -> ConicAnswer:
@@ -306,7 +308,7 @@ class ConicProgram:
         if "DualInfeasible" in status:
             raise LowerUnboundedError("the objective is unbounded below (Clarabel's certificate)")
         z, dual = np.asarray(solution.x), np.asarray(solution.z)
-        if not (np.all(np.isfinite(z)) and np.all(np.isfinite(dual))):
+        if not (np.abs(z).max(initial=0.0) < _INFINITE and np.abs(dual).max(initial=0.0) < _INFINITE):
             raise LowerNotSolvedError(f"Clarabel stopped with status {status}")
         result = self._assess(z, dual, int(solution.iterations), np.asarray(solution.s))
         if self.is_quadratic and self._dense and max(result.gap, result.violation) > 1e-13:
@@ -314,7 +316,7 @@ class ConicProgram:
             if max(polished.gap, polished.violation) <= max(result.gap, result.violation):
                 result = polished
         # 1e-6 is the loosest answer worth having: the caller sees gap and violation and can refuse it
-        if max(result.gap, result.violation) > max(1e3 * tol, 1e-6):
+        if not max(result.gap, result.violation) <= max(1e3 * tol, 1e-6):
             raise LowerNotSolvedError(
                 f"Clarabel stopped with status {status}, gap {result.gap:.1e}, "
                 f"violation {result.violation:.1e}"
@@ -379,6 +381,8 @@ class ConicProgram:
 
     def multipliers(self, answer: ConicAnswer) -> list[Vector]:
         """Multipliers of ``constraints``, flat in Fortran order, in CVXPY's sign."""
+        if not self.constraints:
+            return []
         return np.split(np.asarray(self._dual_map @ answer.dual), self._dual_ends)
 
 
@@ -447,7 +451,10 @@ def _recovery_maps(
             iterations=0,
         )
         answer = chain.invert(solution, inverse)
-        primal = [np.ravel(answer.primal_vars[v.id], order="F") for v in variables]
+        # a variable that the program does not mention may have any value
+        primal = [
+            _flatten(answer.primal_vars.get(v.id, np.zeros(v.shape))) for v in variables
+        ]
         duals = []
         for constraint in constraints:
             value = answer.dual_vars.get(constraint.id)

@@ -134,7 +134,8 @@ class _General(_Node):
         inner = self._inner([pair[0] for pair in pairs])
         value = np.ravel(np.asarray(self.atom.numeric(inner), dtype=float), order="F")
         total = None
-        slopes = zip(pairs, self.atom._grad(inner), self.atom.args, strict=True)
+        # quad_form has no gradient in its constant matrix
+        slopes = zip(pairs, self.atom._grad(inner), self.atom.args, strict=False)
         for (_, jacobian), local, argument in slopes:
             if local is None:  # outside the domain: the caller rejects the point on seeing NaN
                 return np.full(len(value), np.nan), np.full((len(value), len(v)), np.nan)
@@ -206,11 +207,8 @@ def _compile(expression: Any, layout: Layout) -> _Node:
             return _Product(*arguments)
         if expression.size == 1:
             return _Inner(*arguments)
-    if (
-        isinstance(expression, AffAtom)
-        and not bilinear
-        and kind is not DivExpression
-        or (kind is DivExpression and constant[1])
+    if (isinstance(expression, AffAtom) and not bilinear and kind is not DivExpression) or (
+        kind is DivExpression and constant[1]
     ):
         return _linear(expression, arguments)
     elementwise = _ELEMENTWISE.get(kind)

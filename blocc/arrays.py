@@ -90,7 +90,7 @@ def precision(array: Array) -> float:
 
 
 def random_normal(like: Array, seed: int) -> Array:
-    """Standard normal numbers in the shape, dtype and on the device of ``like``; the same for a seed on every library."""
+    """Standard normal numbers shaped, typed and placed like ``like``; a seed gives the same on every library."""
     return asarray_like(np.random.default_rng(seed).standard_normal(like.shape), like)
 
 

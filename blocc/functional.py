@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from blocc import maxmin
@@ -25,7 +26,6 @@ from blocc.sets import ConvexSet, Free
 
 Array = Any
 UserFunction = Callable[..., Any] | Function
-SaddleSolver = Callable[..., SaddlePoint]
 
 
 class FunctionalModel:
@@ -47,8 +47,6 @@ class FunctionalModel:
         Simple constraints by projection; the whole space by default.
     data : object, optional
         Passed on to every function as its last argument.
-    lower_solver, penalized_solver : callable, optional
-        ``solver(problem, y, duals, tol=..., name=...) -> SaddlePoint``; :func:`blocc.maxmin.solve` by default.
 
     Raises
     ------
@@ -69,8 +67,6 @@ class FunctionalModel:
         x_set: ConvexSet | None = None,
         y_set: ConvexSet | None = None,
         data: Any = None,
-        lower_solver: SaddleSolver = maxmin.solve,
-        penalized_solver: SaddleSolver = maxmin.solve,
     ):
         self.x_set: ConvexSet = x_set if x_set is not None else Free()
         self.y_set: ConvexSet = y_set if y_set is not None else Free()
@@ -94,7 +90,6 @@ class FunctionalModel:
             if function is not None
         }
         self.G = None if G is None else Differentiable("G", G, data, scalar=False)
-        self.lower_solver, self.penalized_solver = lower_solver, penalized_solver
         self.y0 = self._project("y0", self.y_set, y0)
         self._validate(self._project("x0", self.x_set, x0))
 
@@ -155,39 +150,23 @@ class FunctionalModel:
         xp = namespace(y)
         return max(0.0, float(xp.max(self.G.value(x, y)))) / (1.0 + float(xp.max(xp.abs(y))))
 
-    def _problem(self, x: Array, gamma: float | None) -> tuple[SaddleProblem, float]:
-        """Lower problem (gamma None) or the penalised one, and the scale that its objective was divided by.
-
-        ``f + gamma g`` is solved divided by max(1, gamma), so that its conditioning does not change with gamma.
-        """
+    def saddle_problem(self, x: Array, gamma: float | None, scale: float = 1.0) -> SaddleProblem:
+        """Lower problem at x (gamma None), or the penalised one, its objective divided by ``scale``."""
         functions = dict(self.lower_constraints)
-        if gamma is None:
-            scale = 1.0
-            objective, gradient = (
-                (lambda y: self.g.value(x, y)),
-                (lambda y: self.g.pullback_y(x, y)),
-            )
-        else:
-            scale = max(1.0, gamma)
-            a, b = 1.0 / scale, gamma / scale
+        a, b = (0.0, 1.0) if gamma is None else (1.0 / scale, gamma / scale)
+        if gamma is not None and self.G is not None:
+            functions["G"] = self.G
 
-            def objective(y: Array) -> Array:
-                return a * self.f.value(x, y) + b * self.g.value(x, y)
+        def objective(y: Array) -> Array:
+            value = b * self.g.value(x, y)
+            return value if gamma is None else value + a * self.f.value(x, y)
 
-            def gradient(y: Array) -> Array:
-                return a * self.f.pullback_y(x, y) + b * self.g.pullback_y(x, y)
+        def gradient(y: Array) -> Array:
+            slope = b * self.g.pullback_y(x, y)
+            return slope if gamma is None else slope + a * self.f.pullback_y(x, y)
 
-            if self.G is not None:
-                functions["G"] = self.G
-        blocks = {
-            name: Constraint(
-                lambda y, k=function: k.value(x, y),
-                lambda y, dual, k=function: k.pullback_y(x, y, dual),
-                equality=name == "h",
-            )
-            for name, function in functions.items()
-        }
-        return SaddleProblem(objective, gradient, blocks, self.y_set), scale
+        blocks = {name: _block(function, x, name == "h") for name, function in functions.items()}
+        return SaddleProblem(objective, gradient, blocks, self.y_set)
 
     def _saddle(
         self,
@@ -195,22 +174,21 @@ class FunctionalModel:
         gamma: float | None,
         tol: float,
         warm: Mapping[str, Array] | None,
-        solver: SaddleSolver,
     ) -> Saddle:
-        problem, scale = self._problem(x, gamma)
+        # divided by gamma, the penalised problem's conditioning does not change with gamma
+        scale = 1.0 if gamma is None else max(1.0, gamma)
+        problem = self.saddle_problem(x, gamma, scale)
         label = "lower level" if gamma is None else f"penalised problem at gamma {gamma:.3g}"
         y, duals, steps = self.y0, None, None
         if warm:
             y, duals, steps = _unpack(warm, problem, scale)
-        point = solver(
+        point = maxmin.solve(
             problem, y, duals, tol=max(tol, 20.0 * precision(y)), name=label, steps=steps
         )
         found = maxmin.residuals(problem, point.y, point.duals)
-        terms = [self.g] if gamma is None else [self.f, self.g]
-        weights = [1.0] if gamma is None else [1.0, gamma]
-        grad_x = weights[0] * terms[0].pullback(x, point.y)[0]
-        for weight, term in zip(weights[1:], terms[1:], strict=True):
-            grad_x = grad_x + weight * term.pullback(x, point.y)[0]
+        grad_x = self.g.pullback(x, point.y)[0]
+        if gamma is not None:
+            grad_x = gamma * grad_x + self.f.pullback(x, point.y)[0]
         xp = namespace(y)
         lagrangian = found.objective
         for name, block in problem.constraints.items():
@@ -231,17 +209,17 @@ class FunctionalModel:
 
     def lower(self, x: Array, *, tol: float, warm: Mapping[str, Array] | None = None) -> Saddle:
         """Saddle point of the lower level."""
-        return self._saddle(x, None, tol, warm, self.lower_solver)
+        return self._saddle(x, None, tol, warm)
 
     def penalized(
         self, x: Array, gamma: float, *, tol: float, warm: Mapping[str, Array] | None = None
     ) -> Saddle:
         """Saddle point of the penalised problem."""
-        return self._saddle(x, gamma, tol, warm, self.penalized_solver)
+        return self._saddle(x, gamma, tol, warm)
 
     def residuals(self, x: Array, y: Array, duals: Mapping[str, Array]) -> LowerResiduals:
         """Lower-level residuals, recomputed from g, c, h."""
-        return maxmin.residuals(self._problem(x, None)[0], y, duals)
+        return maxmin.residuals(self.saddle_problem(x, None), y, duals)
 
     def restore(self, x: Array) -> Array:
         """Nearby x where the lower level is feasible: least squares on the violated constraints, with a margin."""
@@ -299,6 +277,11 @@ class FunctionalModel:
             f"no x near x0 makes the lower level feasible: constraint {name!r} is violated by at least "
             f"{worst[name]:.3g}. Check its sign, or start from another x0"
         )
+
+
+def _block(function: Differentiable, x: Array, equality: bool) -> Constraint:
+    """A constraint function at fixed x."""
+    return Constraint(partial(function.value, x), partial(function.pullback_y, x), equality)
 
 
 def _pack(point: SaddlePoint, scale: float) -> dict[str, Array]:

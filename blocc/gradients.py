@@ -84,7 +84,8 @@ class Differentiable:
             if self.scalar:
                 return self._function.gradient(x, y, self.data)
             return self._function.gradient(x, y, weights, self.data)
-        return self._derived(x, y, weights, (0, 1))
+        both: tuple[Array, Array] = self._derived(x, y, weights, (0, 1))
+        return both
 
     def pullback_y(self, x: Array, y: Array, weights: Array | None = None) -> Array:
         """The y part of :meth:`pullback`, without the work for x where the engine allows."""

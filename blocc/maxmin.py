@@ -360,7 +360,6 @@ def solve(
             dual = dual + xp.sum(dmu[k] * dmu[k] / dual_weights[k])
         return primal, dual
 
-    attempts = 0
     restart = _Restart(problem, y, mu)
     history: list[float] = []
     infeasible_start = {k: mu[k] for k in mu}
@@ -390,7 +389,6 @@ def solve(
                 )
                 omega = xp.where(both, xp.sqrt(omega * ratio), omega)
                 restart.begin(y, mu)
-        attempts += 1
         y_new = problem.y_set.project(y - (eta / omega) * primal_weights * gradient)
         values_new = problem.values(y_new)
         mu_new = {
@@ -413,8 +411,8 @@ def solve(
         allowed = xp.where(finite, xp.where(limit > 1e-14 * length, allowed, eta * 2.0), eta * 0.25)
         accept = finite & (eta <= allowed)
         used = eta
-        k = float(attempts + 1)
-        eta = xp.minimum((1.0 - k**-0.3) * allowed, (1.0 + k**-0.6) * eta)
+        count = float(iteration + 2)
+        eta = xp.minimum((1.0 - count**-0.3) * allowed, (1.0 + count**-0.6) * eta)
         if not blocks:
             eta = xp.minimum(0.9 * allowed, 2.0 * used)
         y = xp.where(accept, y_new, y)

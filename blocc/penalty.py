@@ -1,4 +1,4 @@
-"""The penalty F_gamma: value and gradient as differences of two saddle points (BLOCC, arXiv:2406.10148, eq. 9 and Lemma 3).
+"""The penalty F_gamma: value and gradient as differences of two saddle points (BLOCC, section 2).
 
 ``F_gamma(x) = p_gamma(x) - gamma v(x)``, ``grad F_gamma(x) = d_x L_F - gamma d_x L_g`` by the envelope theorem. Also
 the true response ``f(x, y_g(x))``, whose gradient is extrapolated from two penalties.
@@ -96,8 +96,8 @@ class Penalty:
 class Response:
     """The true upper value ``f(x, y_g(x))`` with the gradient ``2 grad F_2gamma - grad F_gamma``.
 
-    grad F_gamma differs from the true hypergradient by O(1/gamma) where the active set does not change (BLOCC,
-    Lemma 2); the extrapolation cancels that term and leaves O(1/gamma^2), so that a moderate gamma, at which
+    grad F_gamma differs from the true hypergradient by O(1/gamma) where the active set does not change;
+    the extrapolation cancels that term and leaves O(1/gamma^2), so that a moderate gamma, at which
     saddle-point errors are not yet blown up, gives an accurate gradient.
     """
 

@@ -1,4 +1,4 @@
-"""Descent in x alone: Algorithm 1 as published, spectral projected gradient, and L-BFGS-B.
+"""Descent in x alone: spectral projected gradient, and L-BFGS-B. (Algorithm 1 as published: published.py.)
 
 Each takes an oracle ``x -> Evaluation`` (:mod:`blocc.penalty`) that may raise LowerLevelError, and yields what it
 accepts; the best point is the last one.
@@ -41,23 +41,6 @@ def _better(here: Evaluation, best: Evaluation, x_set: ConvexSet) -> bool:
     if abs(here.value - best.value) > noise:
         return here.value < best.value
     return stationarity(here.x, here.gradient, x_set) < stationarity(best.x, best.gradient, x_set)
-
-
-def projected_gradient(
-    oracle: Oracle, x: Array, x_set: ConvexSet, *, eta: float, T: int
-) -> Iterator[Evaluation]:
-    """Algorithm 1 exactly as published: ``x <- Proj_X(x - eta d)``, fixed step, T iterations (BLOCC, Algorithm 1).
-
-    Yields
-    ------
-    Evaluation
-        At x_0, x_1, ..., x_T.
-    """
-    for t in range(T + 1):
-        here = oracle(x)
-        yield here
-        if t < T:
-            x = x_set.project(x - eta * here.gradient)
 
 
 def spectral(
@@ -136,39 +119,37 @@ def lbfgsb(
     """
     import scipy.optimize
 
-    like = start.x
-    seen = {"best": start, "worst": start.value}
+    like, best, worst = start.x, start, start.value
 
     def function(flat: Any) -> tuple[float, Any]:
+        nonlocal best, worst
         x = x_set.project(asarray_like(flat.reshape(like.shape), like))
         try:
             here = oracle(x)
         except LowerLevelError:
-            base = to_numpy(seen["best"].x).reshape(-1)
-            away = flat - base
-            rise = 1.0 + abs(seen["worst"])
-            return seen["worst"] + rise + rise * float(away @ away), 2.0 * rise * away
-        seen["worst"] = max(seen["worst"], here.value)
-        if _better(here, seen["best"], x_set):
-            seen["best"] = here
+            away = flat - to_numpy(best.x).reshape(-1)
+            rise = 1.0 + abs(worst)
+            return worst + rise + rise * float(away @ away), 2.0 * rise * away
+        worst = max(worst, here.value)
+        if _better(here, best, x_set):
+            best = here
         return here.value, to_numpy(here.gradient).reshape(-1).astype(float)
 
     ones = namespace(like).ones_like(like)
     lower = to_numpy(x_set.project(ones * -math.inf)).reshape(-1)
     upper = to_numpy(x_set.project(ones * math.inf)).reshape(-1)
     for _ in range(3):  # a fresh start drops curvature from the far side of a kink
-        before = seen["best"].value
+        before = best.value
         scipy.optimize.minimize(
             function,
-            to_numpy(seen["best"].x).reshape(-1).astype(float),
+            to_numpy(best.x).reshape(-1).astype(float),
             jac=True,
             method="L-BFGS-B",
             bounds=list(zip(lower, upper, strict=True)),
             options={"maxiter": max_iterations, "ftol": 0.0, "gtol": 0.1 * tol, "maxls": 40},
         )
-        best = seen["best"]
-        if stationarity(best.x, best.gradient, x_set) <= tol or not best.value < before - 1e-12 * (
-            1 + abs(before)
-        ):
+        if stationarity(best.x, best.gradient, x_set) <= tol:
             break
-    yield seen["best"]
+        if not best.value < before - 1e-12 * (1 + abs(before)):
+            break
+    yield best

@@ -128,14 +128,16 @@ class Homotopy:
         self, oracle: Any, here: Evaluation, tol: float, budget: int
     ) -> Iterator[Evaluation]:
         assert isinstance(self.model.x_set, Box)
-        for here in descent.lbfgsb(oracle, here, self.model.x_set, tol=tol, max_iterations=budget):  # noqa: B007
-            pass
+        for accepted in descent.lbfgsb(
+            oracle, here, self.model.x_set, tol=tol, max_iterations=budget
+        ):
+            here = accepted
         # near the end values are level within their noise, and only gradients still tell: spectral steps use them
         finish = descent.spectral(
             oracle, here, self.model.x_set, tol=tol, max_iterations=20, first_move=1e-4
         )
-        for here in finish:  # noqa: B007
-            pass
+        for accepted in finish:
+            here = accepted
         yield here
 
     def _first_order(self, here: Evaluation, method: str) -> float:
@@ -159,9 +161,10 @@ class Homotopy:
     def _minimize(self, state: _State, oracle: Any, method: str, tol: float) -> Evaluation:
         """Minimise an oracle from state.x, recording every accepted point."""
         with self.progress.timed(method if not isinstance(oracle, Response) else "polish"):
-            here = oracle(state.x)
+            here: Evaluation = oracle(state.x)
             budget = max(1, self.max_iterations - state.iterations)
-            for here in self._steps(method, oracle, here, tol, budget):  # noqa: B007 the last one is the answer
+            for accepted in self._steps(method, oracle, here, tol, budget):
+                here = accepted
                 shown = math.nan if method == "convex_concave" else self._first_order(here, method)
                 self._record(state, here, method, shown)
             return here
@@ -169,7 +172,7 @@ class Homotopy:
     def _improve(self, state: _State, here: Evaluation, oracle: Any) -> Evaluation:
         if not isinstance(self.model, HasImprovement):
             return here
-        better = oracle(self.model.improve(here.x, here.lower))
+        better: Evaluation = oracle(self.model.improve(here.x, here.lower))
         if better.response <= here.response and better.value <= here.value + self.tol * (
             1 + abs(here.value)
         ):

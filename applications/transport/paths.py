@@ -41,7 +41,8 @@ Array = np.ndarray[Any, Any]
 # cut off at utility + CUTOFF, where the share would be 1e-13: far below what any tolerance here can see.
 CUTOFF = 30.0
 CLOSED = 1e-14  # capacity below this fraction of the largest trips counts as zero
-NEARLY_FULL = 0.7  # load at which a link's capacity enters the Newton system
+NEARLY_FULL = 0.3  # load at which a link's capacity enters the Newton system
+LIFT = 0.1
 BOUNDARY = 0.995  # fraction of the way to the boundary that an interior-point step may go
 
 
@@ -149,7 +150,9 @@ class PathNetwork:
         self._slot = np.flatnonzero(first)
         self._slot_of_link = np.cumsum(first) - 1
         self._slot_head = heads[self._slot].astype(np.int32)
-        self._slot_start = np.searchsorted(tails[self._slot], np.arange(self.nodes + 1)).astype(np.int32)
+        self._slot_start = np.searchsorted(tails[self._slot], np.arange(self.nodes + 1)).astype(
+            np.int32
+        )
         # Two paths of one pair are the same if their links' keys have the same sum (modulo 2^64).
         self._key = np.random.default_rng(0).integers(0, 2**63 - 1, self.links, dtype=np.int64)
 
@@ -205,11 +208,15 @@ class PathNetwork:
             trees[2],
         )
 
-    def origin_flows(self, path_pair: Array, path_start: Array, path_links: Array, flow: Array) -> Array:
+    def origin_flows(
+        self, path_pair: Array, path_start: Array, path_links: Array, flow: Array
+    ) -> Array:
         """Link flows by origin, (origins, links), of path flows."""
         lengths = np.diff(path_start)
         cell = np.repeat(self.origin_row[path_pair] * self.links, lengths) + path_links
-        total = np.bincount(cell, np.repeat(flow, lengths), minlength=len(self.origins) * self.links)
+        total = np.bincount(
+            cell, np.repeat(flow, lengths), minlength=len(self.origins) * self.links
+        )
         return total.reshape(len(self.origins), self.links)
 
     def objective(self, link_flow: Array, share: Array, utility: Array) -> float:
@@ -362,7 +369,11 @@ class _Solve:
         start, links = network._walk(self.trees, pair)
         flow = (network.trips * share)[pair]
         if warm is not None:
-            old = (np.asarray(warm["path_pair"]), np.asarray(warm["path_start"]), np.asarray(warm["path_links"]))
+            old = (
+                np.asarray(warm["path_pair"]),
+                np.asarray(warm["path_start"]),
+                np.asarray(warm["path_links"]),
+            )
             blocked = np.bincount(
                 np.repeat(np.arange(len(old[0])), np.diff(old[1])), self.closed[old[2]], len(old[0])
             )
@@ -430,7 +441,13 @@ class _Solve:
         return self._answer(flow, link_flow, share, reached, primal, dual)
 
     def _answer(
-        self, flow: Array, link_flow: Array, share: Array, potential: Array, primal: float, dual: float
+        self,
+        flow: Array,
+        link_flow: Array,
+        share: Array,
+        potential: Array,
+        primal: float,
+        dual: float,
     ) -> Response:
         """Response with prices on the closed links, and without the interior's traces on unused paths."""
         network, utility = self.network, self.utility
@@ -438,10 +455,17 @@ class _Solve:
         used = flow > 1e-7 * carried[self.path_pair]
         if not np.all(used):
             clean, clean_links, clean_carried = _shrunk(
-                self.path_pair, self.path_start, self.path_links, flow * used, self.capacity, network.trips
+                self.path_pair,
+                self.path_start,
+                self.path_links,
+                flow * used,
+                self.capacity,
+                network.trips,
             )
             clean_share = np.where(
-                network.trips > 0, clean_carried / np.where(network.trips > 0, network.trips, 1.0), share
+                network.trips > 0,
+                clean_carried / np.where(network.trips > 0, network.trips, 1.0),
+                share,
             )
             value = network.objective(clean_links, clean_share, utility)
             if value - dual <= self.tol * (1.0 + abs(value)):
@@ -477,15 +501,7 @@ class _Solve:
         )[0]
         self.flow = np.maximum(self.flow, 1e-14 * self.network.trips[self.path_pair])
         self._add_rows()
-        self.centre = max(self.gap_size, 1e-300) / max(len(self.flow) + len(self.rows), 1)
-        self._lift()
-        self._reduce()
-
-    def _path_cost(self) -> Array:
-        return _path_sums(self.path_start, self.path_links, self.network.travel_time + self.price)
-
-    def _lift(self) -> None:
-        """Complementary pairs with product at least ``centre``, a new one exactly."""
+        self.centre = LIFT * self.gap_size / max(len(self.flow) + len(self.rows), 1)
         cost = self._path_cost()
         best = np.full(self.network.pairs, np.inf)
         np.minimum.at(best, self.path_pair, cost)
@@ -494,6 +510,26 @@ class _Solve:
         self.flow = np.maximum(self.flow, self.centre / np.maximum(above, 1.0))
         self.reduced_cost = np.maximum(above, self.centre / self.flow)
         self.price[self.rows] = np.maximum(self.price[self.rows], self.centre / self.slack)
+        self._reduce()
+
+    def _path_cost(self) -> Array:
+        return _path_sums(self.path_start, self.path_links, self.network.travel_time + self.price)
+
+    def _lift(self) -> None:
+        """Bring complementary pairs whose product is far below the present accuracy back towards the centre."""
+        self.centre = LIFT * self.gap_size / max(len(self.flow) + len(self.rows), 1)
+        trips = self.network.trips[self.path_pair]
+        few = self.flow < self.reduced_cost * trips
+        self.flow = np.where(
+            few, np.maximum(self.flow, self.centre / np.maximum(self.reduced_cost, 1e-3)), self.flow
+        )
+        self.reduced_cost = np.maximum(self.reduced_cost, self.centre / self.flow)
+        price, capacity = self.price[self.rows], self.capacity[self.rows]
+        full = self.slack < price * capacity
+        self.slack = np.where(
+            full, np.maximum(self.slack, self.centre / np.maximum(price, 1e-3)), self.slack
+        )
+        self.price[self.rows] = np.maximum(price, self.centre / self.slack)
 
     def _add_rows(self) -> None:
         """Let the capacity of every nearly full link into the Newton system."""
@@ -540,8 +576,9 @@ class _Solve:
             self.price[self.rows],
             self.slack,
         )
-        for _ in range(50):
-            if state.residual() <= target or self.iterations >= self.max_iterations:
+        for iteration in range(50):
+            size = state.residual()
+            if (iteration > 0 and size <= target) or self.iterations >= self.max_iterations:
                 break
             state.step()
             self.iterations += 1
@@ -583,6 +620,7 @@ class _Solve:
             new = self.rows[rows:]
             self.price[new] = np.maximum(self.price[new], self.centre / self.slack[rows:])
         if len(pair) or len(self.rows) > rows:
+            self._lift()
             self._reduce()
 
 
@@ -615,6 +653,7 @@ class _State:
         self.flow, self.reduced_cost, self.potential = flow, reduced_cost, potential
         self.price, self.slack = price, slack
         self.centre = 0.0
+        self.size_limit = 0.0
 
     def residual(self) -> float:
         """Evaluate the equations; return the size of what is left, in units of the objective."""
@@ -632,21 +671,36 @@ class _State:
         )
         product = float(self.flow @ self.reduced_cost + self.price @ self.slack)
         self.centre = product / max(len(self.flow) + len(self.price), 1)
+        self.size = size
         return max(product, size)
 
-    def _direction(self, path_right: Array, row_right: Array) -> tuple[Array, Array, Array, Array, Array]:
+    def _direction(
+        self, path_right: Array, row_right: Array
+    ) -> tuple[Array, Array, Array, Array, Array]:
         """Newton direction for given right-hand sides of the two complementarity equations."""
         right = path_right / self.flow - self.dual_residual
         row = -self.primal_residual - row_right / self.price
         eliminated, _ = _pair_solve(
-            *self.structure, self.weight, self.total, self.elastic, self.share_residual, right, self.no_price
+            *self.structure,
+            self.weight,
+            self.total,
+            self.elastic,
+            self.share_residual,
+            right,
+            self.no_price,
         )
         price = np.zeros(0)
         if len(self.price):
             load = _row_sums(self.structure[1], self.structure[2], eliminated, len(self.price))
             price = dpotrs(self.factor, load - row, lower=1)[0]
         flow, potential = _pair_solve(
-            *self.structure, self.weight, self.total, self.elastic, self.share_residual, right, price
+            *self.structure,
+            self.weight,
+            self.total,
+            self.elastic,
+            self.share_residual,
+            right,
+            price,
         )
         reduced_cost = (path_right - self.reduced_cost * flow) / self.flow
         slack = (row_right - self.slack * price) / self.price
@@ -685,7 +739,9 @@ class _State:
                 diagonal *= 1 + 1e-10
                 self.factor, failed = dpotrf(matrix, lower=1, overwrite_a=1)
                 if failed:
-                    raise LowerNotSolvedError("the passengers' problem: the Newton system is singular")
+                    raise LowerNotSolvedError(
+                        "the passengers' problem: the Newton system is singular"
+                    )
         path_now, row_now = self.flow * self.reduced_cost, self.price * self.slack
         predictor = self._direction(-path_now, -row_now)
         length = self._length(predictor)
@@ -693,7 +749,9 @@ class _State:
         after = (self.flow + length * flow) @ (self.reduced_cost + length * reduced_cost)
         after += (self.price + length * price) @ (self.slack + length * slack)
         count = max(len(self.flow) + len(self.price), 1)
+        # Centre no faster than the equations come to hold, or the boundary blocks every step.
         target = self.centre * min(1.0, (after / count / self.centre)) ** 3
+        target = max(target, 0.1 * min(self.size, self.size_limit) / count)
         direction = self._direction(
             target - path_now - flow * reduced_cost, target - row_now - price * slack
         )
@@ -728,7 +786,13 @@ def _grouped(pair: Array, start: Array, links: Array) -> tuple[Array, Array, Arr
 
 
 def _known_paths(
-    pair: Array, start: Array, links: Array, old_pair: Array, old_start: Array, old_links: Array, key: Array
+    pair: Array,
+    start: Array,
+    links: Array,
+    old_pair: Array,
+    old_start: Array,
+    old_links: Array,
+    key: Array,
 ) -> Array:
     """Mark the paths (one for each of ``pair``) that are in an old list."""
     code = _path_codes(start, links, key)
@@ -770,7 +834,9 @@ def _row_sums(start, rows, value, number):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _walk_paths(pair, origin, destination, origin_row, predecessor, slot_start, slot_head, slot_link):  # type: ignore[no-untyped-def]
+def _walk_paths(
+    pair, origin, destination, origin_row, predecessor, slot_start, slot_head, slot_link
+):  # type: ignore[no-untyped-def]
     start = np.zeros(len(pair) + 1, np.int64)
     for index in range(len(pair)):
         node, row, steps = destination[pair[index]], origin_row[pair[index]], 0
@@ -829,7 +895,11 @@ def _largest_gain(forward, backward, tail, head_row, cost, row, destination, pot
     gain = np.zeros(len(tail))
     for link in range(len(tail)):
         for pair in range(len(row)):
-            through = forward[row[pair], tail[link]] + cost[link] + backward[head_row[link], destination[pair]]
+            through = (
+                forward[row[pair], tail[link]]
+                + cost[link]
+                + backward[head_row[link], destination[pair]]
+            )
             gain[link] = max(gain[link], potential[pair] - through)
     return gain
 
@@ -839,7 +909,18 @@ def _largest_gain(forward, backward, tail, head_row, cost, row, destination, pot
 
 @njit(cache=True)
 def _residuals(  # type: ignore[no-untyped-def]
-    pair_start, row_start, path_row, base, trips, utility, capacity, flow, reduced_cost, potential, price, slack
+    pair_start,
+    row_start,
+    path_row,
+    base,
+    trips,
+    utility,
+    capacity,
+    flow,
+    reduced_cost,
+    potential,
+    price,
+    slack,
 ):
     dual = np.empty(len(flow))
     share = np.empty(len(trips))
@@ -943,9 +1024,13 @@ def _pair_solve(  # type: ignore[no-untyped-def]
             whole += weight[path]
             mean += weight[path] * value
         mean /= whole
-        change = (share_residual[pair] - whole * mean / total[pair]) / (elastic[pair] + whole / total[pair])
+        change = (share_residual[pair] - whole * mean / total[pair]) / (
+            elastic[pair] + whole / total[pair]
+        )
         # mean + change, the pair's common term, without the cancellation that large weights bring
-        common = (elastic[pair] * mean + share_residual[pair]) / (elastic[pair] + whole / total[pair])
+        common = (elastic[pair] * mean + share_residual[pair]) / (
+            elastic[pair] + whole / total[pair]
+        )
         potential[pair] = change
         for path in range(pair_start[pair], pair_start[pair + 1]):
             flow[path] = weight[path] * ((flow[path] - mean) + common)

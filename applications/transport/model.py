@@ -1,0 +1,244 @@
+"""Capacity design of a transit network as a :class:`blocc.model.Model`.
+
+The operator chooses link capacities a at cost k, to minimise ``f = sum_l k_l a_l - sum_i r_i w_i s_i`` (minus the
+profit); the passengers answer with shares s and link flows x as in :mod:`blocc.applications.transport.paths`.
+
+What makes this model fast, with g(a, u) the passengers' objective, v(a, u) its optimal value, p(a, u) its prices:
+
+* In f + gamma g the revenue joins the utility: ``gamma u (1 - s) - r s = gamma u' (1 - s) - r`` with
+  ``u' = u + r / gamma``. So ``p_gamma(a) = k a - sum_i w_i r_i + gamma v(a, u')``, the same problem again, and its
+  multipliers are ``gamma p(a, u')``. Hence ``grad F_gamma = k - gamma (p(a, u') - p(a, u))``.
+* A convex-concave step minimises ``k a + gamma g(a, x, s; u') + gamma p_k a`` over a and the passengers' variables.
+  Capacity that costs ``k + gamma p_k > 0`` equals flow, so each pair takes its shortest path under
+  ``d + p_k + k / gamma``, with share ``sigmoid(u' - length)``: one all-pairs shortest path. Bounds on the
+  capacities make it a capacitated passengers' problem, solved as any other.
+* Lowering capacities to the flows of the passengers' answer keeps that answer optimal and saves cost.
+* Prices are nonnegative, so a share is at most ``sigmoid(u - shortest travel time)``, and a pair's flow costs at
+  least its cheapest path under k: profit is at most ``sum_i w_i sigmoid(u_i - d_i*) max(0, r_i - k_i*)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from blocc.applications.transport.network import Network
+from blocc.applications.transport.paths import PathNetwork, Response
+from scipy.sparse import csr_array
+from scipy.special import expit
+
+from blocc.errors import InvalidInputError
+from blocc.model import LowerResiduals, Relaxation, Saddle, Schedule
+from blocc.sets import Box
+
+Array = np.ndarray[Any, Any]
+
+TRIM = (1e-6, 1e-3)  # capacities below these fractions of the largest are tried at zero by improve
+
+
+class TransitModel:
+    """Bilevel model of transit capacity design.
+
+    The upper variable x is the capacity of every link, (links,). The lower variable y is flat: the link flows by
+    origin, (origins, links) in row order, then the shares, (pairs,). Flows by origin rather than in total, so that
+    conservation can be checked from y alone. :meth:`split` takes y apart.
+
+    Parameters
+    ----------
+    network : Network
+    minimum, maximum : float or array_like, (links,), default 0 and inf
+        Bounds on the capacities.
+    """
+
+    schedule = Schedule(start=0.5, factor=2.0)
+
+    def __init__(self, network: Network, *, minimum: Any = 0.0, maximum: Any = np.inf) -> None:
+        links = len(network.tail)
+        try:
+            self.minimum = np.array(np.broadcast_to(np.asarray(minimum, dtype=np.float64), links))
+            self.maximum = np.array(np.broadcast_to(np.asarray(maximum, dtype=np.float64), links))
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(
+                f"minimum and maximum: expected one number or one for each of {links} links"
+            ) from error
+        if not np.all((self.minimum >= 0) & np.isfinite(self.minimum)):
+            raise InvalidInputError("minimum capacities must be finite and nonnegative")
+        self.network = network
+        self.x_set = Box(self.minimum, self.maximum)
+        self.paths = PathNetwork(
+            len(network.nodes),
+            network.tail,
+            network.head,
+            network.travel_time,
+            network.origin,
+            network.destination,
+            network.trips,
+        )
+        self._revenue = network.trips * network.revenue  # at share one
+
+    # -- the variables -------------------------------------------------------------------------------------------
+
+    def split(self, y: Array) -> tuple[Array, Array]:
+        """Link flows by origin, (origins, links), and shares, (pairs,), of a lower variable."""
+        paths = self.paths
+        cells = len(paths.origins) * paths.links
+        return y[:cells].reshape(len(paths.origins), paths.links), y[cells:]
+
+    def _y(self, response: Response) -> Array:
+        flows = self.paths.origin_flows(
+            response.path_pair, response.path_start, response.path_links, response.path_flow
+        )
+        return np.concatenate([flows.ravel(), response.share])
+
+    # -- the protocol --------------------------------------------------------------------------------------------
+
+    def upper(self, x: Array, y: Array) -> float:
+        """Capacity cost minus revenue: minus the profit."""
+        return float(self.network.capacity_cost @ x - self._revenue @ self.split(y)[1])
+
+    def upper_violation(self, x: Array, y: Array) -> float:
+        """Zero: no upper constraint involves y."""
+        return 0.0
+
+    def lower(self, x: Array, *, tol: float, warm: Mapping[str, Array] | None = None) -> Saddle:
+        """Saddle point of the passengers' problem at capacities x."""
+        response = self.paths.respond(x, self.network.alternative_time, tol=tol, warm=warm)
+        return Saddle(
+            y=self._y(response),
+            duals={"capacity": response.price},
+            value=response.primal,
+            grad_x=-response.price,
+            gap=response.gap,
+            violation=0.0,  # path flows are scaled into the capacities
+            iterations=response.iterations,
+            warm=response.warm,
+        )
+
+    def penalized(
+        self, x: Array, gamma: float, *, tol: float, warm: Mapping[str, Array] | None = None
+    ) -> Saddle:
+        """Saddle point of ``f + gamma g``: the passengers' problem with utility ``u + r / gamma``."""
+        cost = self.network.capacity_cost
+        utility = self.network.alternative_time + self.network.revenue / gamma
+        accuracy = tol
+        while True:
+            response = self.paths.respond(x, utility, tol=accuracy, warm=warm)
+            value = float(cost @ x - self._revenue.sum() + gamma * response.primal)
+            gap = gamma * (response.primal - response.dual) / (1.0 + abs(value))
+            if gap <= tol or accuracy <= 1e-13:
+                break
+            accuracy, warm = max(0.5 * accuracy * tol / gap, 1e-13), response.warm
+        return Saddle(
+            y=self._y(response),
+            duals={"capacity": gamma * response.price},
+            value=value,
+            grad_x=cost - gamma * response.price,
+            gap=gap,
+            violation=0.0,
+            iterations=response.iterations,
+            warm=response.warm,
+        )
+
+    def residuals(self, x: Array, y: Array, duals: Mapping[str, Array]) -> LowerResiduals:
+        """Residuals of the passengers' problem, from y and link prices alone.
+
+        The bound is the dual function, evaluated by shortest paths on all links, open or not. It accounts for
+        everything that multipliers of conservation could: the dual infeasibility left is that of negative prices.
+        """
+        network, paths = self.network, self.paths
+        flows, share = self.split(np.asarray(y))
+        price, utility = np.asarray(duals["capacity"]), network.alternative_time
+        total = flows.sum(axis=0)
+        objective = paths.objective(total, np.clip(share, 0.0, 1.0), utility)
+        bound = paths.dual_value(np.maximum(price, 0.0), x, utility)
+        limited = np.isfinite(x)
+        capacity = x[limited]
+        over = (total[limited] - capacity) / (1.0 + capacity)
+        # What arrives minus what leaves, by origin and node, against the trips that should.
+        incidence = csr_array(
+            (
+                np.repeat([1.0, -1.0], paths.links),
+                (np.concatenate([paths.head, paths.tail]), np.tile(np.arange(paths.links), 2)),
+            ),
+            shape=(paths.nodes, paths.links),
+        )
+        arriving = incidence @ flows.T
+        carried = paths.trips * share
+        wanted = np.zeros_like(arriving)
+        np.add.at(wanted, (paths.destination, paths.origin_row), carried)
+        np.add.at(wanted, (paths.origin, paths.origin_row), -carried)
+        imbalance = np.abs(arriving - wanted) / (1.0 + np.abs(wanted))
+        violation = max(
+            float(np.max(part, initial=0.0))
+            for part in (over, imbalance, -flows, -share, share - 1.0)
+        )
+        slack = float(np.maximum(price[limited], 0.0) @ np.abs(capacity - total[limited]))
+        return LowerResiduals(
+            objective=objective,
+            bound=bound,
+            gap=(objective - bound) / (1.0 + abs(objective)),
+            violation=violation,
+            dual_infeasibility=float(np.max(-price, initial=0.0))
+            / (1.0 + float(np.max(np.abs(price)))),
+            complementarity=slack / (1.0 + abs(objective)),
+        )
+
+    # -- optional capabilities -----------------------------------------------------------------------------------
+
+    def relaxation(self, *, tol: float) -> Relaxation:
+        """Serve each pair as if it were alone: the best share it can have, on its cheapest path.
+
+        The value is a proven bound: it drops the passengers' optimality but for ``s <= sigmoid(u - d*)``, which
+        prices, being nonnegative, imply. It is tighter than dropping it altogether.
+        """
+        network, paths = self.network, self.paths
+        time = paths.distances(network.travel_time)
+        cost, pair, start, links = paths.shortest_paths(network.capacity_cost)
+        margin = network.revenue - cost  # -inf without a route
+        share = np.where(margin > 0, expit(network.alternative_time - time), 0.0)
+        flows = paths.origin_flows(pair, start, links, (network.trips * share)[pair])
+        bound = -float((network.trips * share) @ np.where(share > 0, margin, 0.0))
+        x = self.x_set.project(flows.sum(axis=0))
+        return Relaxation(x, np.concatenate([flows.ravel(), share]), bound)
+
+    def convex_concave_step(self, x: Array, gamma: float, lower: Saddle, *, tol: float) -> Array:
+        """Capacities that minimise ``p_gamma`` minus gamma times the linearisation of v at x."""
+        network, paths = self.network, self.paths
+        utility = network.alternative_time + network.revenue / gamma
+        extra = np.maximum(lower.duals["capacity"], 0.0) + network.capacity_cost / gamma
+        length, pair, start, links = paths.shortest_paths(network.travel_time + extra)
+        share = np.where(np.isfinite(length), expit(utility - length), 0.0)
+        carried = (network.trips * share)[pair]
+        flow = np.bincount(links, np.repeat(carried, np.diff(start)), minlength=paths.links)
+        if np.all(self.minimum == 0) and np.all(flow <= self.maximum):
+            return flow
+        # Up to the minimum a link's capacity is there anyway; above it, the extra cost, up to the maximum.
+        bounded = PathNetwork(
+            paths.nodes,
+            np.tile(paths.tail, 2),
+            np.tile(paths.head, 2),
+            np.concatenate([network.travel_time, network.travel_time + extra]),
+            paths.origin,
+            paths.destination,
+            paths.trips,
+        )
+        capacity = np.concatenate([self.minimum, self.maximum - self.minimum])
+        both = bounded.respond(capacity, utility, tol=tol).link_flow
+        projected: Array = self.x_set.project(self.minimum + both[paths.links :])
+        return projected
+
+    def improve(self, x: Array, lower: Saddle) -> Array:
+        """Lower capacities to the passengers' flows, and to zero where that does not cost profit."""
+        best: Array = np.minimum(x, self.x_set.project(self.split(lower.y)[0].sum(axis=0)))
+        value = self.upper(best, lower.y)
+        for fraction in TRIM:
+            small = (best > 0) & (best < fraction * np.max(best, initial=0.0)) & (self.minimum == 0)
+            if not np.any(small):
+                continue
+            trial = np.where(small, 0.0, best)
+            answer = self.lower(trial, tol=1e-9, warm=lower.warm)
+            trial = np.minimum(trial, self.x_set.project(self.split(answer.y)[0].sum(axis=0)))
+            if self.upper(trial, answer.y) <= value:
+                best, value = trial, self.upper(trial, answer.y)
+        return best

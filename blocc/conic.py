@@ -265,16 +265,38 @@ class ConicProgram:
         """
         if self.is_quadratic and self._dense:
             P, A = self.dense()
-            # the looser try is for feasible sets of a single point, which rounding makes empty
-            for feasibility in (1e-11, 1e-9):
-                answer = solve_dense_qp(P, self.q, A, self.b, self._equalities, tol=feasibility)
-                if answer is not None:
-                    result = self._assess(answer.z, answer.dual, answer.iterations)
-                    if result.gap <= max(tol, 2 * feasibility) and result.violation <= max(
-                        tol, 2 * feasibility
-                    ):
-                        return result
+            answer = solve_dense_qp(P, self.q, A, self.b, self._equalities)
+            if answer is None and daqp is not None:
+                shortfall = self._shortfall(A)
+                if shortfall > 1e-8:
+                    raise LowerInfeasibleError(
+                        f"no point satisfies the constraints (they miss by {shortfall:.1e} at least)"
+                    )
+                if shortfall > 0:  # a feasible set of a single point, which rounding made empty
+                    loose = self.b + 1.1 * shortfall + 1e-12
+                    tight = self.b - 1.1 * shortfall - 1e-12
+                    tight[self._equalities :] = -_INFINITE
+                    answer = solve_dense_qp(P, self.q, A, loose, lower=tight)
+            if answer is not None:
+                result = self._assess(answer.z, answer.dual, answer.iterations)
+                if result.gap <= max(tol, 1e-9) and result.violation <= max(tol, 2e-8):
+                    return result
         return self._interior_point(tol)
+
+    def _shortfall(self, A: Matrix) -> float:
+        """Least amount by which the linear constraints must give way to have a solution, 0 if none or unknown."""
+        free = np.append(np.zeros(self.size), 1.0)
+        k = self._equalities
+        rows = np.block(
+            [
+                [A, -np.ones((self.rows, 1))],
+                [-A[:k], -np.ones((k, 1))],
+                [np.zeros((1, self.size)), -np.ones((1, 1))],
+            ]
+        )
+        right = np.concatenate([self.b, -self.b[:k], [0.0]])
+        answer = solve_dense_qp(np.zeros((self.size + 1,) * 2), free, rows, right)
+        return 0.0 if answer is None else float(answer.z[-1])
 
     def _interior_point(self, tol: float) -> ConicAnswer:
         A = sparse.csc_matrix(

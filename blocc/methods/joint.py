@@ -26,6 +26,10 @@ Vector = npt.NDArray[np.float64]
 #: Stages of gamma, from the relaxation and from a point that need not be near a solution.
 RISING = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 SHORT = (10.0, 1e3, 1e5)
+#: From a point whose neighbourhood is to be explored.
+LOCAL = (1e3, 1e5)
+_FRACTIONS = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_EXACT = 1e-10  # gap and violation below which answers are ranked by f
 _ITERATIONS = 40  # per stage
 _ACCEPT = 1e-3  # least ratio of actual to predicted decrease
 _DIFFERENCE = 1e-5  # relative step of the curvature differences
@@ -100,9 +104,9 @@ class JointPoint:
         if other is None:
             return True
         mine, theirs = self.error, other.error
-        if (mine <= 1e-8) != (theirs <= 1e-8):
-            return mine <= 1e-8
-        if mine > 1e-8:
+        if (mine <= _EXACT) != (theirs <= _EXACT):
+            return mine <= _EXACT
+        if mine > _EXACT:
             return mine < theirs
         return self.objective < other.objective
 
@@ -260,13 +264,21 @@ class _TrustRegion:
             lower, upper = problem.bounds
             trial = problem.at(np.clip(here.v + d, lower, upper))
             length = float(np.abs(d).max())
+            ratio = self._ratio(here, trial, predicted)
+            if ratio < _ACCEPT and trial is not None and trial.violation > 1e-14:
+                # curved constraints can reject good steps (Maratos): correct for their value at the trial
+                corrected = self._step(self._corrected(here, trial, d), hessian, cuts)
+                if corrected is not None:
+                    second = problem.at(np.clip(here.v + corrected[0], lower, upper))
+                    improved = self._ratio(here, second, predicted)
+                    if second is not None and improved >= _ACCEPT:
+                        trial, ratio = second, improved
+                        dual_new, equal_new, bound_new = corrected[1:4]
             if trial is None:
                 self.radius = 0.25 * length
                 if self.radius < 1e-12:
                     break
                 continue
-            actual = here.phi - trial.phi + self.weight * (here.violation - trial.violation)
-            ratio = actual / predicted
             if ratio >= _ACCEPT:
                 if problem.target is None and np.abs(trial.v).max() > 1e8:
                     return None  # unbounded
@@ -278,17 +290,29 @@ class _TrustRegion:
                     self.radius = 0.5 * length
             else:
                 if problem.gamma > 0:
-                    # where -v bends upwards, its linearisation at the rejected trial is a better model there
-                    offset = here.v - trial.v
-                    level = here.value - trial.value - float(trial.slope @ offset)
-                    if level <= 1e-12 * (1 + abs(here.value)) and len(cuts) < 10:
-                        pass
-                    cuts.append((level, trial.slope))
-                    cuts = cuts[-8:]
+                    # where v is concave, its linearisation at the rejected trial bounds it here as well
+                    level = here.value - trial.value - float(trial.slope @ (here.v - trial.v))
+                    if level <= 1e-12 * (1.0 + abs(here.value)):
+                        cuts = [*cuts[-7:], (level, trial.slope)]
                 self.radius = 0.25 * length
                 if self.radius < 1e-12:
                     break
         return here
+
+    def _ratio(self, here: _Iterate, trial: _Iterate | None, predicted: float) -> float:
+        if trial is None:
+            return -np.inf
+        actual = here.phi - trial.phi + self.weight * (here.violation - trial.violation)
+        return float(actual / predicted)
+
+    @staticmethod
+    def _corrected(here: _Iterate, trial: _Iterate, d: Vector) -> _Iterate:
+        data = replace(
+            here.data,
+            inequality=trial.data.inequality - here.data.inequality_jacobian @ d,
+            equality=trial.data.equality - here.data.equality_jacobian @ d,
+        )
+        return replace(here, data=data)
 
     def _model(self, here: _Iterate, dual: Vector, equal: Vector, bound_dual: Vector) -> Vector:
         hessian = self.problem.curvature(here, dual, equal)
@@ -508,25 +532,52 @@ class Joint:
         held.steps = self.problem.steps
         self.problem = held
 
-    def probe(self) -> Iterator[Vector]:
-        """Points near the best x where the lower level's own answer is better, axis by axis."""
-        if self.best is None:
-            return
+    def response(self, x: Vector) -> JointPoint | None:
+        """The pair of x and the lower level's own answer, None where it has none or breaks an upper constraint."""
+        try:
+            saddle = self.model.lower(x, tol=1e-10)
+        except LowerLevelError:
+            return None
+        point = self.measure(x, np.asarray(saddle.y), saddle)
+        return point if point.violation <= _EXACT and np.isfinite(point.objective) else None
+
+    def scan(self) -> Iterator[JointPoint]:
+        """Better responses along the axes through the best x, at distances from small to the whole range."""
+        assert self.best is not None
+        base = self.best
         lower, upper = (bound[: self.nx] for bound in self.model.bounds)
         for k in range(self.nx):
-            for sign in (1.0, -1.0):
-                x = self.best.x.copy()
-                x[k] += sign * 1e-3 * (1.0 + abs(x[k]))
-                x = np.clip(x, lower, upper)
-                try:
-                    saddle = self.model.lower(x, tol=1e-10)
-                except LowerLevelError:
-                    continue
-                candidate = self.measure(x, np.asarray(saddle.y), saddle)
-                if candidate.violation <= 1e-8 and candidate.objective < self.best.objective - 1e-7 * (
-                    1.0 + abs(self.best.objective)
+            for sign, bound in ((1.0, upper[k]), (-1.0, lower[k])):
+                reach = min(abs(bound - base.x[k]), 10.0 * (1.0 + abs(base.x[k])))
+                found: JointPoint | None = None
+                for fraction in _FRACTIONS:
+                    x = base.x.copy()
+                    x[k] += sign * fraction * reach
+                    point = self.response(x)
+                    if point is not None and point.better(found):
+                        found = point
+                if found is not None and found.objective < base.objective - 1e-7 * (
+                    1.0 + abs(base.objective)
                 ):
-                    yield np.concatenate([x, candidate.y])
+                    yield found
+
+    def refine(self, evaluations: int = 300) -> None:
+        """Compass search on the response: the last digits, and optima at the edge where v has unbounded slope."""
+        if self.best is None:
+            return
+        step = 1e-3
+        while evaluations > 0 and step > 1e-10:
+            moved = False
+            for k in range(self.nx):
+                for sign in (1.0, -1.0):
+                    x = self.best.x.copy()
+                    x[k] += sign * step * (1.0 + abs(x[k]))
+                    x = np.clip(x, *(bound[: self.nx] for bound in self.model.bounds))
+                    evaluations -= 1
+                    point = self.response(x)
+                    if point is not None and point.better(self.best):
+                        self.best, moved = point, True
+            step *= 2.0 if moved else 0.2
 
     # ------------------------------------------------------------------------------------------ starts
     def solve(self, starts: str | int = 1, seed: int = 0) -> JointPoint | None:
@@ -550,16 +601,19 @@ class Joint:
             self.climb(relaxed, RISING)
         self.climb(origin, SHORT)
         for start in self.further(starts, seed, origin):
-            self.climb(self.feasible(start), SHORT)
-        for _ in range(5):
+            self.climb(self.feasible(start), LOCAL)
+        for _ in range(10):
             before = self.best
-            for start in self.probe():
-                self.climb(start, SHORT)
-                if self.best is not before:
-                    break
+            if before is None:
+                break
+            for point in list(self.scan()):
+                self.climb(np.concatenate([point.x, point.y]), LOCAL)
+                if point.better(self.best):
+                    self.best = point
             if self.best is before:
                 break
         self.polish()
+        self.refine()
         return self.best
 
     def further(self, starts: str | int, seed: int, origin: Vector) -> Iterator[Vector]:

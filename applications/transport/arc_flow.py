@@ -1,9 +1,9 @@
-"""The transit problem as arc flows by origin, on arrays of any library: BLOCC as the paper does it.
+"""The transit problem as arc flows by origin on arrays of any library, as the paper does it.
 
-Upper variable x, shape (links,): capacities in trips. Lower variable y, shape (origins, links + nodes):
-for every origin its flow on each link in trips, then the served share of its demand to each node.
-Everything here is array code in the namespace of y with its gradients given, so it runs wherever
-:func:`blocc.minimize` does. Mathematics: design section 5; BLOCC, arXiv:2406.10148, section 5.
+Upper variable x, shape (links,): capacities in trips. Lower variable y, shape (origins, links +
+nodes): for every origin its flow on each link in trips, then the served share of its demand to each
+node. Everything here is array code in the namespace of y with its gradients given, so it runs
+wherever :func:`blocc.minimize` does. Mathematics: design section 5; BLOCC, arXiv:2406.10148.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from blocc.applications.transport.network import Network
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 from scipy.special import expit
 
-from blocc.applications.transport.network import Network
 from blocc.arrays import asarray_like, namespace, to_numpy
 from blocc.errors import InvalidInputError
 from blocc.gradients import Function
@@ -25,7 +25,9 @@ from blocc.sets import Box
 Array = Any
 Data = dict[str, Array]
 
-FLOOR = 1e-6
+# A compromise: first-order steps need about 1 / sqrt(floor) more iterations where shares reach it
+# (at 1e-6 the penalised problem at gamma = 0.1 takes MaxMin over 200,000), see functions().
+FLOOR = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,7 @@ class ArcFlow:
         return {name: getattr(self, name) for name in names}
 
     def split(self, y: Array) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Total link flows (links,) and shares by OD pair (pairs,) of a lower variable, on the host."""
+        """Total link flows (links,) and shares (pairs,) of a lower variable, on the host."""
         host = to_numpy(y)
         links = len(self.network.link_id)
         _, row = np.unique(self.network.origin, return_inverse=True)
@@ -80,12 +82,12 @@ def functions(network: Network, *, like: Array | None = None, floor: float = FLO
     network : Network
     like : array, optional
         Library, device and dtype to work in; NumPy float64 by default.
-    floor : float, default 1e-6
-        ``s log s`` has an infinite slope at 0, so below ``floor`` it is continued by its second-order
-        Taylor polynomial there (and ``(1 - s) log (1 - s)`` likewise). Capacities of zero stay
+    floor : float, default 1e-3
+        ``s log s`` has an infinite slope at 0, so below ``floor`` it is continued by its
+        second-order Taylor polynomial (and ``(1 - s) log (1 - s)`` likewise). Capacities of zero stay
         feasible and prices finite, at most about ``alternative time - log(floor)``. It lowers g by
-        at most ``floor / 2`` times the trips of the pairs served less, or turned away less, than
-        ``floor``.
+        at most ``floor / 2`` times the trips, and only by pairs of which less than ``floor`` is
+        served or turned away; where there is no such pair the answer is exact.
 
     Returns
     -------
@@ -102,7 +104,7 @@ def functions(network: Network, *, like: Array | None = None, floor: float = FLO
     served = network.has_route & (network.trips > 0)
     if not served.any():
         raise InvalidInputError(
-            f"network {network.name!r}: no OD pair has both trips and a route, there is nothing to design"
+            f"network {network.name!r}: no OD pair has both trips and a route; nothing to design"
         )
     origins, row = np.unique(network.origin, return_inverse=True)
     here, there = row[served], network.destination[served]
@@ -229,7 +231,7 @@ def _capacity_pullback(x: Array, y: Array, weights: Array, data: Data) -> tuple[
 
 
 def _conservation(x: Array, y: Array, data: Data) -> Array:
-    # An origin's own balance follows from the others; stating it too would make the duals ambiguous.
+    # an origin's own balance follows from the others; stating it too would make the duals ambiguous
     flow, share = _parts(y, data)
     return (flow @ data["incidence"]) * data["inner"] - data["trips"] * share
 

@@ -29,6 +29,8 @@ SHORT = (10.0, 1e3, 1e5)
 #: From a point whose neighbourhood is to be explored.
 LOCAL = (1e3, 1e5)
 _FRACTIONS = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_MEMORY = 30  # linearisations of v kept
+_CUTS = 8  # at most so many used in a step
 _EXACT = 1e-10  # gap and violation below which answers are ranked by f
 _ITERATIONS = 40  # per stage
 _ACCEPT = 1e-3  # least ratio of actual to predicted decrease
@@ -138,6 +140,7 @@ class _Problem:
         self.gamma = 0.0
         self.target: Vector | None = None
         self.steps = 0
+        self.memory: list[tuple[float, Vector, Vector]] = []  # of v: value, gradient, x
 
     def at(self, v: Vector) -> _Iterate | None:
         """Evaluate at v, or return None where something is undefined there."""
@@ -157,6 +160,7 @@ class _Problem:
                     return None
                 value = saddle.value
                 slope[: self.nx] = saddle.grad_x
+                self.remember(value, saddle.grad_x, x)
                 phi = phi + self.gamma * (data.lower - value)
                 gradient = gradient + self.gamma * (data.lower_gradient - slope)
         violation = float(np.maximum(data.inequality, 0.0).sum() + np.abs(data.equality).sum())
@@ -199,14 +203,50 @@ class _Problem:
         return 0.5 * (hessian + hessian.T)
 
     def _value_curvature(self, here: _Iterate, shifted: Vector, step: float) -> Vector:
-        for sign in (1.0, -1.0):  # behind where the lower level has no answer ahead
+        base = here.slope[: self.nx]
+        for sign in (1.0, -1.0):  # behind where the lower level has no answer ahead, or a kink lies ahead
             x = here.v[: self.nx] + sign * (shifted - here.v)[: self.nx]
             try:
-                slope = self.model.lower(x, tol=1e-10).grad_x
+                saddle = self.model.lower(x, tol=1e-10)
             except LowerLevelError:
                 continue
-            return np.asarray((slope - here.slope[: self.nx]) / (sign * step))
+            jump = saddle.grad_x - base
+            if np.abs(jump).max() > 0.01 * (1.0 + np.abs(base).max()):
+                self.remember(saddle.value, saddle.grad_x, x)
+                continue
+            return np.asarray(jump / (sign * step))
         return np.zeros(self.nx)
+
+    def remember(self, value: float, slope: Vector, x: Vector) -> None:
+        """Keep a linearisation of v."""
+        self.memory = [*self.memory[-_MEMORY:], (value, slope, x)]
+
+    def cuts(self, here: _Iterate, distance: float) -> list[tuple[float, Vector]]:
+        """Remembered linearisations from nearby that lie above v here, as they do where v is locally concave.
+
+        Returns
+        -------
+        list of (level, slope)
+            ``level <= 0`` is v here minus the linearisation here; ``slope`` is padded with zeros for y.
+        """
+        if self.gamma <= 0 or self.target is not None:
+            return []
+        found: list[tuple[float, Vector]] = []
+        x = here.v[: self.nx]
+        for value, gradient, at in reversed(self.memory):
+            if np.abs(x - at).max() > distance:
+                continue
+            level = here.value - value - float(gradient @ (x - at))
+            slope = np.zeros(len(here.v))
+            slope[: self.nx] = gradient
+            size = 1e-7 * (1.0 + np.abs(slope).max())
+            known = [here.slope, *(other for _, other in found)]
+            new = all(np.abs(slope - other).max() > size for other in known)
+            if level <= 1e-11 * (1.0 + abs(here.value)) and new:
+                found.append((min(level, 0.0), slope))
+            if len(found) == _CUTS:
+                break
+        return found
 
 
 def _convexify(hessian: Vector, normals: Vector) -> Vector:
@@ -227,6 +267,7 @@ class _TrustRegion:
         self.problem = problem
         self.weight = 10.0  # of the violation
         self.radius = 1.0
+        self.converged = False
 
     def run(self, v: Vector, iterations: int = _ITERATIONS) -> _Iterate | None:
         problem = self.problem
@@ -236,13 +277,14 @@ class _TrustRegion:
         dual = np.zeros(len(here.data.inequality))
         equal = np.zeros(len(here.data.equality))
         bound_dual = np.zeros(len(v))
-        cuts: list[tuple[float, Vector]] = []
         hessian: Vector | None = None
+        trust = 1.0  # in the convexified curvature
         for _ in range(iterations):
             problem.steps += 1
             if hessian is None:
                 hessian = self._model(here, dual, equal, bound_dual)
-            step = self._step(here, hessian, cuts)
+            cuts = problem.cuts(here, 2.0 * self.radius)
+            step = self._step(here, trust * hessian, cuts)
             if step is None:
                 self.radius *= 0.25
                 if self.radius < 1e-10:
@@ -257,9 +299,13 @@ class _TrustRegion:
                     equal_new != 0, equal != 0
                 )
                 dual, equal, bound_dual = dual_new, equal_new, bound_new
-                if not changed:
+                if changed:
+                    hessian = None
+                elif cuts and self.radius > 1e-7:
+                    self.radius *= 0.1  # stationary for the linearisations: ask nearer ones
+                else:
+                    self.converged = True
                     break
-                hessian = None
                 continue
             lower, upper = problem.bounds
             trial = problem.at(np.clip(here.v + d, lower, upper))
@@ -267,7 +313,7 @@ class _TrustRegion:
             ratio = self._ratio(here, trial, predicted)
             if ratio < _ACCEPT and trial is not None and trial.violation > 1e-14:
                 # curved constraints can reject good steps (Maratos): correct for their value at the trial
-                corrected = self._step(self._corrected(here, trial, d), hessian, cuts)
+                corrected = self._step(self._corrected(here, trial, d), trust * hessian, cuts)
                 if corrected is not None:
                     second = problem.at(np.clip(here.v + corrected[0], lower, upper))
                     improved = self._ratio(here, second, predicted)
@@ -280,20 +326,16 @@ class _TrustRegion:
                     break
                 continue
             if ratio >= _ACCEPT:
-                if problem.target is None and np.abs(trial.v).max() > 1e8:
-                    return None  # unbounded
-                here, cuts, hessian = trial, [], None
+                here, hessian = trial, None
+                # twice the predicted decrease or so: there is no such curvature along this way
+                trust = max(0.1 * trust, 1e-6) if ratio > 1.5 else min(3.0 * trust, 1.0)
                 dual, equal, bound_dual = dual_new, equal_new, bound_new
                 if ratio > 0.7 and length > 0.8 * self.radius:
                     self.radius = min(2.5 * self.radius, 1e6)
                 elif ratio < 0.1:
                     self.radius = 0.5 * length
             else:
-                if problem.gamma > 0:
-                    # where v is concave, its linearisation at the rejected trial bounds it here as well
-                    level = here.value - trial.value - float(trial.slope @ (here.v - trial.v))
-                    if level <= 1e-12 * (1.0 + abs(here.value)):
-                        cuts = [*cuts[-7:], (level, trial.slope)]
+                trust = 1.0
                 self.radius = 0.25 * length
                 if self.radius < 1e-12:
                     break
@@ -467,8 +509,15 @@ class Joint:
             except (UnsupportedModelError, LowerLevelError):
                 pass
         self.problem.gamma = 0.0
-        reached = _TrustRegion(self.problem).run(v, 60)
-        return None if reached is None else reached.v
+        region = _TrustRegion(self.problem)
+        reached = region.run(v)
+        return reached.v if reached is not None and self._stayed(region, v, reached.v) else None
+
+    @staticmethod
+    def _stayed(region: _TrustRegion, before: Vector, after: Vector) -> bool:
+        """False where a stage looks unbounded below: still moving, and far from where it began."""
+        far = np.abs(after - before).max() > 10.0 * (1.0 + np.abs(before).max())
+        return region.converged or not far
 
     def climb(self, v: Vector, stages: Sequence[float]) -> Vector | None:
         """Follow f + gamma (g - v) through the stages of gamma."""
@@ -481,7 +530,8 @@ class Joint:
             reached = region.run(v)
             if reached is None:
                 return None if gamma == stages[0] else v
-            v = reached.v
+            if gamma >= 1e3 or self._stayed(region, v, reached.v):
+                v = reached.v
         self.record(v)
         return v
 

@@ -1,0 +1,385 @@
+"""What a design leaves behind: tidy tables, a summary and a map, each written in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from blocc.applications.transport.network import Network
+from numpy.typing import ArrayLike, NDArray
+
+from blocc.errors import InvalidInputError, MissingDependencyError, require
+
+Floats = NDArray[np.float64]
+
+# Capacity below this part of the largest one is not drawn: it would be invisible.
+_DRAWN = 1e-3
+_LABELLED = 60  # stations; more labels than this cover the map
+
+
+def design_table(network: Network, capacity: ArrayLike, flow: ArrayLike, price: ArrayLike) -> Any:
+    """Tabulate the design by link.
+
+    Parameters
+    ----------
+    network : Network
+    capacity, flow : (m,) array_like
+        Trips.
+    price : (m,) array_like
+        Dual of ``flow <= capacity`` in the lower level, in the unit of travel time; NaN where
+        undefined.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns link_id, from_node, to_node, capacity, flow, price.
+    """
+    pandas = require("pandas", "transport", "design_table")
+    return pandas.DataFrame(_design(network, capacity, flow, price))
+
+
+def shares_table(network: Network, share: ArrayLike, path_cost: ArrayLike) -> Any:
+    """Tabulate who travels, by OD pair.
+
+    Parameters
+    ----------
+    network : Network
+    share : (p,) array_like
+        Served share of each pair.
+    path_cost : (p,) array_like
+        Cheapest path at travel time plus price; inf where no route is open.
+
+    Returns
+    -------
+    pandas.DataFrame
+        Columns origin, destination, share, trips, path_cost.
+    """
+    pandas = require("pandas", "transport", "shares_table")
+    return pandas.DataFrame(_shares(network, share, path_cost))
+
+
+def _design(
+    network: Network, capacity: ArrayLike, flow: ArrayLike, price: ArrayLike
+) -> dict[str, list[Any]]:
+    m = len(network.link_id)
+    return {
+        "link_id": list(network.link_id),
+        "from_node": [network.nodes[i] for i in network.tail],
+        "to_node": [network.nodes[i] for i in network.head],
+        "capacity": _column("capacity", capacity, m),
+        "flow": _column("flow", flow, m),
+        "price": _column("price", price, m),
+    }
+
+
+def _shares(network: Network, share: ArrayLike, path_cost: ArrayLike) -> dict[str, list[Any]]:
+    p = len(network.trips)
+    return {
+        "origin": [network.nodes[i] for i in network.origin],
+        "destination": [network.nodes[i] for i in network.destination],
+        "share": _column("share", share, p),
+        "trips": network.trips.tolist(),
+        "path_cost": _column("path_cost", path_cost, p),
+    }
+
+
+def _column(name: str, values: ArrayLike, size: int) -> list[float]:
+    array = np.asarray(values, dtype=np.float64)
+    if array.shape != (size,):
+        raise InvalidInputError(f"{name}: expected shape ({size},), got {array.shape}")
+    return list(array.tolist())
+
+
+def write_outputs(
+    directory: str | PathLike[str],
+    network: Network,
+    *,
+    capacity: ArrayLike,
+    flow: ArrayLike,
+    price: ArrayLike,
+    share: ArrayLike,
+    path_cost: ArrayLike,
+    summary: Mapping[str, Any],
+) -> dict[str, Path]:
+    """Write design.csv, shares.csv, summary.json and, where matplotlib is installed, map.png.
+
+    Each file is written beside its place and moved there whole, so that no reader sees half of one.
+
+    Parameters
+    ----------
+    directory : path
+        Created if missing; files of the same names are replaced.
+    network : Network
+    capacity, flow, price, share, path_cost : array_like
+        As in :func:`design_table` and :func:`shares_table`. Empty cells stand for NaN.
+    summary : mapping
+        Plain values, written as JSON; NumPy numbers and arrays are converted, NaN and infinity
+        become null.
+        Its ``"profit"`` titles the map.
+
+    Returns
+    -------
+    dict of str to Path
+        Where each file went, by its name; no ``"map.png"`` where matplotlib is not installed.
+
+    Raises
+    ------
+    InvalidInputError
+        If a shape is wrong, or the directory cannot be written (read-only, full disk): the
+        message names the path.
+    """
+    directory = Path(directory)
+    contents = {
+        "design.csv": _csv(_design(network, capacity, flow, price)),
+        "shares.csv": _csv(_shares(network, share, path_cost)),
+        "summary.json": json.dumps(_plain(summary), indent=2, allow_nan=False).encode() + b"\n",
+    }
+    written = {name: write_atomically(directory / name, data) for name, data in contents.items()}
+    profit = summary.get("profit")
+    profit = None if profit is None else float(profit)
+    with contextlib.suppress(MissingDependencyError):
+        written["map.png"] = plot_map(network, capacity, flow, directory / "map.png", profit=profit)
+    return written
+
+
+def write_atomically(path: str | PathLike[str], data: bytes) -> Path:
+    """Write a file in one step: whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        Missing parent directories are created.
+    data : bytes
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    InvalidInputError
+        If it cannot be written: the message names the path and the cause.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        mask = os.umask(0)  # mkstemp makes files private; give the usual permissions
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InvalidInputError(
+            f"{path}: cannot be written ({error.strerror or error}); "
+            "choose another directory, or make room and check its permissions"
+        ) from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+    return path
+
+
+def _csv(columns: Mapping[str, list[Any]]) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow("" if isinstance(c, float) and math.isnan(c) else c for c in row)
+    return text.getvalue().encode()
+
+
+def _plain(value: Any) -> Any:
+    """As JSON knows it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, np.generic | np.ndarray):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    return str(value)  # a path, an enum
+
+
+def plot_map(
+    network: Network,
+    capacity: ArrayLike,
+    flow: ArrayLike,
+    path: str | PathLike[str],
+    *,
+    profit: float | None = None,
+) -> Path:
+    """Draw the designed network: link width by capacity, colour by load, candidates in grey.
+
+    Parameters
+    ----------
+    network : Network
+    capacity, flow : (m,) array_like
+        Trips.
+    path : path
+        PNG file to write.
+    profit : float, optional
+        For the title.
+
+    Returns
+    -------
+    Path
+
+    Raises
+    ------
+    MissingDependencyError
+        If matplotlib is not installed.
+    InvalidInputError
+        If the file cannot be written.
+    """
+    require("matplotlib", "plot", "The map")
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.collections import LineCollection, PatchCollection
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Polygon
+    from matplotlib.patheffects import withStroke
+
+    m = len(network.link_id)
+    capacities = np.array(_column("capacity", capacity, m))
+    flows = np.array(_column("flow", flow, m))
+    points = _projected(network)
+    extent = np.maximum(np.ptp(points, axis=0), 1e-9 * (1 + np.abs(points).max()))
+    extent = np.maximum(extent, 0.25 * extent.max())  # a straight line of stations is still a map
+    middle = (points.max(axis=0) + points.min(axis=0)) / 2
+    width = 10.0
+    margin = 0.06 * extent.max()
+    padded = extent + 2 * margin
+    drawing = 0.85 * width  # what colour bar and margins leave
+    height = float(np.clip(drawing * padded[1] / padded[0], 3.0, 8.0))
+    figure = Figure(figsize=(width, height + 1.0), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_aspect("equal")
+    for set_limits, axis in ((axes.set_xlim, 0), (axes.set_ylim, 1)):
+        half = padded[axis] / 2
+        set_limits(middle[axis] - half, middle[axis] + half)
+    axes.axis("off")
+
+    largest = float(capacities.max(initial=0.0))
+    built = np.flatnonzero(capacities > _DRAWN * largest)  # none where all are zero
+    ends = np.stack([points[network.tail], points[network.head]], axis=1)
+    candidates = np.setdiff1d(np.arange(m), built)
+    grey = "#b9c0ca"
+    lines = LineCollection(list(ends[candidates]), colors=grey, linewidths=0.8, zorder=1)
+    axes.add_collection(lines)
+    # a typographic point, in units of the map
+    point = float(max(padded[0] / drawing, padded[1] / height)) / 72
+    labelled = len(network.nodes) <= _LABELLED
+    size = 6.5 if labelled else 2.2
+    load = flows / np.where(capacities > 0, capacities, 1.0)
+    shapes = []
+    for i in built:
+        thick = _thickness(capacities[i] / largest) * point
+        shapes.append(Polygon(_arrow(ends[i], thick, gap=0.5 * point, stop=size * point)))
+    if shapes:
+        colours = colormaps["plasma_r"](np.linspace(0.08, 0.85, 256))  # neither white nor black
+        collection = PatchCollection(shapes, cmap=ListedColormap(colours), zorder=2, linewidths=0)
+        collection.set_array(np.clip(load[built], 0, 1))
+        collection.set_clim(0, 1)
+        axes.add_collection(collection)
+        bar = figure.colorbar(collection, ax=axes, shrink=0.55, pad=0.02, aspect=28)
+        bar.set_label("load (flow / capacity)")
+        bar.outline.set_visible(False)
+        examples = sorted({_round(largest * part) for part in (0.05, 0.3, 1.0)})
+        handles: list[Any] = [
+            Line2D([], [], color="#5b6470", lw=_thickness(a / largest), label=f"{a:g} trips")
+            for a in examples
+        ]
+        handles.append(Line2D([], [], color=grey, lw=0.8, label="candidate, not built"))
+        axes.legend(
+            handles=handles,
+            title="capacity",
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0.0),
+            ncols=len(handles),
+            frameon=False,
+        )
+
+    axes.plot(*points.T, "o", ms=2 * size, color="white", mec="#20262e", mew=1.0, zorder=3)
+    if labelled:
+        inside = max(len(str(label)) for label in network.nodes) <= 3
+        for label, place in zip(network.nodes, points, strict=True):
+            axes.annotate(
+                str(label),
+                place,
+                xytext=(0, 0 if inside else 1.2 * size),
+                textcoords="offset points",
+                ha="center",
+                va="center_baseline" if inside else "bottom",
+                fontsize=7.5,
+                color="#20262e",
+                zorder=4,
+                parse_math=False,  # a label may hold dollar signs
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            )
+    title = f"{network.name}: {len(built)} of {m} links built"
+    if profit is not None:
+        title = f"{title}, profit {profit:.4g}"
+    axes.set_title(title, fontsize=13, parse_math=False)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", bbox_inches="tight", pad_inches=0.2)
+    return write_atomically(path, image.getvalue())
+
+
+def _projected(network: Network) -> Floats:
+    """Positions in the plane; degrees of longitude shrink with the cosine of the latitude."""
+    points: Floats = network.positions.copy()
+    if network.geographic:
+        points[:, 0] *= math.cos(math.radians(float(points[:, 1].mean())))
+    return points
+
+
+def _arrow(ends: Floats, thick: float, gap: float, stop: float) -> Floats:
+    """Corners of an arrow from one end towards the other, on the right-hand side of the line.
+
+    Both directions of a link then lie side by side, as traffic does.
+    """
+    along = ends[1] - ends[0]
+    length = float(np.hypot(*along))
+    if length == 0:
+        return np.repeat(ends[:1], 3, axis=0)
+    along = along / length
+    right = np.array([along[1], -along[0]])
+    stop = min(stop, 0.2 * length)
+    start, tip = ends[0] + stop * along, ends[1] - stop * along
+    tip_length = min(max(1.6 * thick, 4 * gap), 0.4 * (length - 2 * stop))
+    neck = tip - tip_length * along
+    near, far = gap * right, (gap + thick) * right
+    barb = (gap + thick + max(0.6 * thick, 1.5 * gap)) * right
+    return np.array([start + near, tip + near, neck + barb, neck + far, start + far])
+
+
+def _thickness(part: float) -> float:
+    """Line width in points for a part of the largest capacity; the root keeps small ones visible."""
+    return 0.8 + 7.2 * math.sqrt(part)
+
+
+def _round(value: float) -> float:
+    """To one significant digit, for legends."""
+    digits = -math.floor(math.log10(value))
+    return round(value, digits)

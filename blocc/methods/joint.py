@@ -28,7 +28,8 @@ RISING = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
 SHORT = (10.0, 1e3, 1e5)
 #: From a point whose neighbourhood is to be explored.
 LOCAL = (1e3, 1e5)
-_FRACTIONS = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_FRACTIONS = tuple(1.35**-k for k in range(20, -1, -1))  # of the range of x_i, in the scan
+_SCANNED = 4  # local minima along the axes from which to run
 _MEMORY = 30  # linearisations of v kept
 _CUTS = 8  # at most so many used in a step
 _EXACT = 1e-10  # gap and violation below which answers are ranked by f
@@ -486,6 +487,7 @@ class Joint:
         self.start = np.clip(np.concatenate([x0, y0]), lower, upper)
         self.problem = _Problem(model, self.nx, model.bounds)
         self.best: JointPoint | None = None
+        self.range = (self.start[: self.nx], self.start[: self.nx])
 
     # -------------------------------------------------------------------------------------- components
     def feasible(self, v: Vector) -> Vector:
@@ -591,25 +593,40 @@ class Joint:
         point = self.measure(x, np.asarray(saddle.y), saddle)
         return point if point.violation <= _EXACT and np.isfinite(point.objective) else None
 
-    def scan(self) -> Iterator[JointPoint]:
-        """Better responses along the axes through the best x, at distances from small to the whole range."""
+    def scan(self, tried: set[tuple[float, ...]]) -> list[JointPoint]:
+        """Local minima of the response along the axes through the best x: better ones first, at most a few.
+
+        Parameters
+        ----------
+        tried : set of tuple
+            Points handed out before (rounded); extended here.
+        """
         assert self.best is not None
         base = self.best
-        lower, upper = (bound[: self.nx] for bound in self.model.bounds)
+        found: list[JointPoint] = []
         for k in range(self.nx):
-            for sign, bound in ((1.0, upper[k]), (-1.0, lower[k])):
-                reach = min(abs(bound - base.x[k]), 10.0 * (1.0 + abs(base.x[k])))
-                found: JointPoint | None = None
+            for sign, end in ((1.0, self.range[1][k]), (-1.0, self.range[0][k])):
+                reach = abs(end - base.x[k])
+                line: list[JointPoint | None] = [base]
                 for fraction in _FRACTIONS:
                     x = base.x.copy()
                     x[k] += sign * fraction * reach
-                    point = self.response(x)
-                    if point is not None and point.better(found):
-                        found = point
-                if found is not None and found.objective < base.objective - 1e-7 * (
-                    1.0 + abs(base.objective)
-                ):
-                    yield found
+                    line.append(self.response(x))
+                line.append(None)
+                for before, here, after in zip(line, line[1:], line[2:], strict=False):
+                    if here is not None and all(
+                        other is None or here.objective < other.objective for other in (before, after)
+                    ):
+                        found.append(here)
+        found.sort(key=lambda point: point.objective)
+        fresh = []
+        for point in found:
+            key = tuple(float(f"{value:.1e}") for value in point.x)
+            better = point.objective < base.objective - 1e-7 * (1.0 + abs(base.objective))
+            if key not in tried and (better or len(fresh) < _SCANNED):
+                tried.add(key)
+                fresh.append(point)
+        return fresh[: 2 * _SCANNED]
 
     def refine(self, evaluations: int = 300) -> None:
         """Compass search on the response: the last digits, and optima at the edge where v has unbounded slope."""
@@ -646,17 +663,19 @@ class Joint:
             None where no x with a solvable lower level was found.
         """
         origin = self.feasible(self.start)
+        ends = self.extremes(origin)
         relaxed = self.relaxed(origin)
         if relaxed is not None:
             self.climb(relaxed, RISING)
         self.climb(origin, SHORT)
-        for start in self.further(starts, seed, origin):
+        for start in self.further(starts, seed, origin, ends):
             self.climb(self.feasible(start), LOCAL)
+        tried: set[tuple[float, ...]] = set()
         for _ in range(10):
             before = self.best
             if before is None:
                 break
-            for point in list(self.scan()):
+            for point in self.scan(tried):
                 self.climb(np.concatenate([point.x, point.y]), LOCAL)
                 if point.better(self.best):
                     self.best = point
@@ -666,35 +685,37 @@ class Joint:
         self.refine()
         return self.best
 
-    def further(self, starts: str | int, seed: int, origin: Vector) -> Iterator[Vector]:
+    def further(
+        self, starts: str | int, seed: int, origin: Vector, ends: Sequence[Vector]
+    ) -> Iterator[Vector]:
         """Further starts."""
         if starts == "range":
-            yield from self.range_starts(origin)
+            middle = np.mean(ends, axis=0)
+            for end in ends:
+                yield end + 0.05 * (middle - end)
+            yield middle
         elif isinstance(starts, int) and starts > 1:
             generator = np.random.default_rng(seed)
-            lower, upper = (bound[: self.nx] for bound in self.model.bounds)
-            scale = 10.0 * (1.0 + np.abs(origin[: self.nx]))
-            lower = np.where(np.isfinite(lower), lower, origin[: self.nx] - scale)
-            upper = np.where(np.isfinite(upper), upper, origin[: self.nx] + scale)
             for _ in range(starts - 1):
                 v = origin.copy()
-                v[: self.nx] = generator.uniform(lower, upper)
+                v[: self.nx] = generator.uniform(*self.range)
                 yield v
 
-    def range_starts(self, origin: Vector) -> Iterator[Vector]:
-        """Extremes of each x_i over the jointly feasible set, pulled inwards, and their mean."""
+    def extremes(self, origin: Vector) -> list[Vector]:
+        """Points that minimise and maximise each x_i over the jointly feasible set; sets ``range``."""
+        lower, upper = origin[: self.nx].copy(), origin[: self.nx].copy()
+        far = 10.0 * (1.0 + np.abs(origin[: self.nx]))
         ends = []
         for k in range(self.nx):
             for sign in (1.0, -1.0):
                 end = self._extreme(origin, k, sign)
                 if end is not None:
+                    end = np.clip(end, origin - far[k], origin + far[k])
                     ends.append(end)
-        if not ends:
-            return
-        middle = np.mean(ends, axis=0)
-        for end in ends:
-            yield end + 0.05 * (middle - end)
-        yield middle
+                    lower = np.minimum(lower, end[: self.nx])
+                    upper = np.maximum(upper, end[: self.nx])
+        self.range = (lower, upper)
+        return ends or [origin]
 
     def _extreme(self, origin: Vector, k: int, sign: float) -> Vector | None:
         problem = self.problem
@@ -707,7 +728,7 @@ class Joint:
         problem.steps += linear.steps
         if reached is None:
             return None
-        return np.clip(reached.v, origin - 1e3, origin + 1e3)
+        return reached.v
 
 
 class _Linear(_Problem):

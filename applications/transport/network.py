@@ -235,7 +235,7 @@ class Network:
         return Tables(**{name: pandas.DataFrame(table) for name, table in self._columns().items()})
 
     def to_networkx(self) -> Any:
-        """Return a ``networkx.DiGraph``; :func:`from_networkx` takes it back.
+        """Return a ``networkx.DiGraph``; :func:`from_networkx` takes it back, links grouped by tail.
 
         Edges carry link_id, travel_time and capacity_cost, nodes their position, and the graph its
         name and the demand table (a dict of columns).
@@ -492,6 +492,11 @@ def _read(
                 continue  # blank lines and the empty rows that spreadsheets leave behind
             if not header:
                 header = [cell.strip() for cell in cells]
+                for column in header:
+                    if header.count(column) > 1:
+                        raise InvalidInputError(
+                            f"{path}: the header has column {column!r} twice; keep one of them"
+                        )
                 continue
             if len(cells) != len(header):
                 raise InvalidInputError(
@@ -505,13 +510,7 @@ def _read(
             f"{path}, line {reader.line_num}: not valid CSV ({error}); check the quotes, "
             "or save the table anew"
         ) from error
-    columns: dict[str, Sequence[Any]] = {}
-    for index, column in enumerate(header):
-        if column in columns:
-            raise InvalidInputError(
-                f"{path}: the header has column {column!r} twice; keep one of them"
-            )
-        columns[column] = [row[index] for row in rows]
+    columns = {column: [row[index] for row in rows] for index, column in enumerate(header)}
     return _checked(_Table(str(path), "line", lines, columns), required)
 
 

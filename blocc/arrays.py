@@ -67,8 +67,8 @@ def asarray_like(value: Any, like: Array | None) -> Array:
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     """Copy an array of any library and device to a NumPy array on the host."""
-    if isinstance(array, np.ndarray):
-        return array
+    if isinstance(array, (np.ndarray, np.generic)):
+        return np.asarray(array)
     if array_api_compat.is_cupy_array(array):
         return np.asarray(array.get())
     if array_api_compat.is_array_api_obj(array):

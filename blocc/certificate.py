@@ -13,7 +13,7 @@ from typing import Any
 
 from blocc.errors import LowerLevelError
 from blocc.methods.descent import stationarity
-from blocc.model import HasConvexConcaveStep, Model, Saddle
+from blocc.model import HasConvexConcaveStep, LowerResiduals, Model, Saddle
 from blocc.penalty import Evaluation, Penalty, Response
 
 Array = Any
@@ -122,6 +122,11 @@ def _response(model: Model, x: Array, gamma: float, extrapolate: bool, tol: floa
     return oracle(x)
 
 
+def _gap(primal: LowerResiduals, dual: LowerResiduals) -> float:
+    """Relative gap of one answer against the bound that another's duals prove."""
+    return (primal.objective - dual.bound) / (1.0 + abs(primal.objective))
+
+
 def certify(
     model: Model,
     x: Array,
@@ -158,28 +163,29 @@ def certify(
         If the lower level has no answer at x.
     """
     here = _response(model, x, gamma, extrapolate, saddle_tol)
-    lower = here.lower
-    choices = [(lower.y, model.residuals(x, lower.y, lower.duals))]
+    lower, y = here.lower, here.lower.y
+    dual = model.residuals(x, y, lower.duals)  # its bound on v(x) holds for whatever y is returned
+    chosen = dual
+    own, own_violation = here.response, model.upper_violation(x, y)
     optimistic = model.residuals(x, here.penalized.y, lower.duals)
-    own_violation = model.upper_violation(x, lower.y)
-    own, other = here.response, model.upper(x, here.penalized.y)
     if (
-        optimistic.gap <= 1e-3 * tol
+        _gap(optimistic, dual) <= 1e-3 * tol
         and optimistic.violation <= tol
-        and (other < own - tol * (1 + abs(own)) or own_violation > tol)
+        and (
+            model.upper(x, here.penalized.y) < own - tol * (1 + abs(own)) or own_violation > tol
+        )
     ):
-        choices.insert(0, (here.penalized.y, optimistic))
-    y, residuals = choices[0]
+        y, chosen = here.penalized.y, optimistic
     objective = model.upper(x, y)
     if isinstance(model, HasConvexConcaveStep) and not extrapolate:
         first_order = predicted_decrease(model, here, tol=saddle_tol)
     else:
         first_order = stationarity(x, here.gradient, model.x_set)
     certificate = Certificate(
-        lower_gap=residuals.gap,
-        violation=max(residuals.violation, model.upper_violation(x, y)),
-        dual_infeasibility=residuals.dual_infeasibility,
-        complementarity=residuals.complementarity,
+        lower_gap=_gap(chosen, dual),
+        violation=max(chosen.violation, model.upper_violation(x, y)),
+        dual_infeasibility=dual.dual_infeasibility,
+        complementarity=dual.complementarity,
         stationarity=first_order,
         gamma=math.inf if extrapolate else gamma,
         response_objective=own,
@@ -188,7 +194,7 @@ def certify(
         bound=bound,
         bound_gap=None if bound is None else (objective - bound) / (1.0 + abs(objective)),
     )
-    return Certified(x, y, objective, lower, lower.duals, residuals.objective, certificate)
+    return Certified(x, y, objective, lower, lower.duals, chosen.objective, certificate)
 
 
 def predicted_decrease(model: Model, here: Evaluation, *, tol: float) -> float:

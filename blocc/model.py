@@ -191,5 +191,5 @@ class Schedule:
     """
 
     start: float = 0.1
-    factor: float = 4.0
+    factor: float = 10.0
     limit: float = 1e8

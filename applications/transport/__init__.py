@@ -1,1 +1,21 @@
-"""Transit network capacity design."""
+"""Transit network capacity design: links, demand and costs in; capacities with a certificate out.
+
+>>> from blocc.applications import transport
+>>> plan = transport.design(transport.load("three_node"))
+>>> round(plan.profit, 4)
+1.7616
+"""
+
+from .design import Answer, Design, design, respond
+from .network import Network, from_networkx, from_tables, load
+
+__all__ = [
+    "Answer",
+    "Design",
+    "Network",
+    "design",
+    "from_networkx",
+    "from_tables",
+    "load",
+    "respond",
+]

@@ -132,6 +132,9 @@ class Homotopy:
             oracle, here, self.model.x_set, tol=tol, max_iterations=budget
         ):
             here = accepted
+        if tol > self.tol:
+            yield here
+            return
         # near the end values are level within their noise, and only gradients still tell: spectral steps use them
         finish = descent.spectral(
             oracle, here, self.model.x_set, tol=tol, max_iterations=20, first_move=1e-4
@@ -251,6 +254,8 @@ class Homotopy:
         except LowerLevelError:
             return None
         there = self._probe(state, there, oracle, method, self.tol)
+        if self.model.upper_violation(there.x, there.lower.y) > self.tol:
+            return None  # the response breaks an upper constraint on y, which only the penalty sees
         if there.response > before + self.tol * (1.0 + abs(before)):
             return None
         if descent.stationarity(there.x, there.gradient, self.model.x_set) > self.tol:

@@ -72,7 +72,7 @@ def solve_dense_qp(
     lower: Vector | None = None,
     tol: float = 1e-11,
 ) -> QuadraticAnswer | None:
-    """Solve ``min 1/2 z'Pz + q'z`` over ``lower <= Az <= upper`` by an active-set method, or return None.
+    """Solve ``min 1/2 z'Pz + q'z`` over ``lower <= Az <= upper``, to rounding where DAQP is there.
 
     Parameters
     ----------
@@ -91,23 +91,73 @@ def solve_dense_qp(
     Returns
     -------
     QuadraticAnswer or None
-        None where the active-set solver is not installed or did not reach an answer (then ask an interior-point
-        solver, which also tells an infeasible program from an unbounded one).
+        None where there is no answer, or the solver did not reach it.
     """
-    if daqp is None:
-        return None
-    rows = len(upper)
-    sense = np.zeros(rows, dtype=np.int32)
-    sense[:equalities] = 5
     if lower is None:
-        lower = np.full(rows, -_INFINITE)
+        lower = np.full(len(upper), -np.inf)
         lower[:equalities] = upper[:equalities]
+    if daqp is None:
+        return _dense_interior_point(P, q, A, upper, lower, tol)
+    sense = np.zeros(len(upper), dtype=np.int32)
+    sense[upper == lower] = 5
+    top, bottom = np.minimum(upper, _INFINITE), np.maximum(lower, -_INFINITE)
     z, _, flag, info = daqp.solve(
-        P, q, A, upper, lower, sense, primal_tol=tol, dual_tol=tol, eps_prox=-1.0, iter_limit=2000
+        P, q, A, top, bottom, sense, primal_tol=tol, dual_tol=tol, eps_prox=-1.0, iter_limit=2000
     )
     if flag != _SOLVED or not np.all(np.isfinite(z)):
         return None
     return QuadraticAnswer(z, np.asarray(info["lam"]), int(info["iterations"]))
+
+
+def _dense_interior_point(
+    P: Matrix, q: Vector, A: Matrix, upper: Vector, lower: Vector, tol: float
+) -> QuadraticAnswer | None:
+    """Stand-in for the active-set solver: Clarabel, then the KKT system of its active rows."""
+    equal = np.flatnonzero(upper == lower)
+    above = np.flatnonzero((upper != lower) & (upper < _INFINITE))
+    below = np.flatnonzero((upper != lower) & (lower > -_INFINITE))
+    rows = np.vstack([A[equal], A[above], -A[below]])
+    right = np.concatenate([upper[equal], upper[above], -lower[below]])
+    cones = [clarabel.ZeroConeT(len(equal)), clarabel.NonnegativeConeT(len(above) + len(below))]
+    settings = _settings(tol)
+    solver = clarabel.DefaultSolver(
+        sparse.triu(sparse.csc_matrix(P), format="csc"),
+        q,
+        sparse.csc_matrix(rows),
+        right,
+        cones,
+        settings,
+    )
+    solution = solver.solve()
+    if str(solution.status) not in ("Solved", "AlmostSolved"):
+        return None
+    z, multipliers = np.asarray(solution.x), np.asarray(solution.z)
+    slack = np.asarray(solution.s)
+    active = (np.arange(len(right)) < len(equal)) | (multipliers > slack)
+    kkt_rows = rows[active]
+    k = len(kkt_rows)
+    kkt = np.block([[P, kkt_rows.T], [kkt_rows, np.zeros((k, k))]])
+    residual = np.concatenate([-q - P @ z, right[active] - kkt_rows @ z])
+    step = np.linalg.lstsq(kkt, residual, rcond=1e-13)[0]
+    polished, sharp = z + step[: len(z)], np.zeros(len(right))
+    sharp[active] = step[len(z) :]
+    if np.max(rows @ polished - right, initial=0.0) <= 1e-9 and np.all(sharp[len(equal) :] >= 0):
+        z, multipliers = polished, sharp
+    dual = np.zeros(len(upper))
+    np.add.at(dual, equal, multipliers[: len(equal)])
+    np.add.at(dual, above, multipliers[len(equal) : len(equal) + len(above)])
+    np.add.at(dual, below, -multipliers[len(equal) + len(above) :])
+    return QuadraticAnswer(z, dual, int(solution.iterations))
+
+
+def _settings(tol: float) -> Any:
+    settings = clarabel.DefaultSettings()
+    settings.verbose = False
+    settings.presolve_enable = False  # in-place updates need all rows
+    settings.max_threads = 1
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = max(tol, 1e-12)
+    settings.tol_ktratio = min(1e-6, max(tol, 1e-12) * 1e3)
+    return settings
 
 
 @dataclass(frozen=True)
@@ -266,7 +316,7 @@ class ConicProgram:
         if self.is_quadratic and self._dense:
             P, A = self.dense()
             answer = solve_dense_qp(P, self.q, A, self.b, self._equalities)
-            if answer is None and daqp is not None:
+            if answer is None:
                 shortfall = self._shortfall(A)
                 if shortfall > 1e-8:
                     raise LowerInfeasibleError(
@@ -307,13 +357,7 @@ class ConicProgram:
             (self.P_data[upper], (self._P_row[upper], self._P_col[upper])),
             shape=(self.size, self.size),
         )
-        settings = clarabel.DefaultSettings()
-        settings.verbose = False
-        settings.presolve_enable = False
-        settings.max_threads = 1
-        # slightly tighter than asked: Clarabel measures on its own scaling
-        settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = max(0.1 * tol, 1e-12)
-        settings.tol_ktratio = min(1e-6, tol * 1e2)
+        settings = _settings(0.1 * tol)  # tighter than asked: Clarabel has its own scaling
         if self._solver is not None:
             try:
                 self._solver.update(P=P, q=self.q, A=A, b=self.b, settings=settings)

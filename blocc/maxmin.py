@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from blocc.arrays import namespace, random_signs
+from blocc.arrays import namespace, precision, random_signs
 from blocc.errors import LowerInfeasibleError, LowerNotSolvedError, LowerUnboundedError
 from blocc.model import LowerResiduals
 from blocc.sets import Box, ConvexSet, Free
@@ -360,9 +360,17 @@ def solve(
             dual = dual + xp.sum(dmu[k] * dmu[k] / dual_weights[k])
         return primal, dual
 
+    def where(condition: Array, value: Array, otherwise: float) -> Array:
+        return xp.where(condition, value, zero + otherwise)
+
+    noise = (10.0 * precision(y)) ** 2
+    met, bend = (
+        zero,
+        zero,
+    )  # largest coupling and curvature met since the last restart, by unit move
     restart = _Restart(problem, y, mu)
     history: list[float] = []
-    infeasible_start = {k: mu[k] for k in mu}
+    seen_mu = dict(mu)
 
     for iteration in range(max_iterations + 1):
         if iteration % check_every == 0:
@@ -377,17 +385,22 @@ def solve(
                 return SaddlePoint(
                     looked.y, looked.duals, looked.residual, iteration, tuple(history), steps
                 )
-            _raise_if_hopeless(problem, looked.y, mu, infeasible_start, y, name)
+            _raise_if_hopeless(problem, looked, {k: mu[k] - seen_mu[k] for k in mu}, y, name)
+            seen_mu = dict(mu)
             if iteration == max_iterations:
                 break
             if looked.restarts:
                 y, mu, values, gradient = looked.y, looked.duals, looked.values, looked.gradient
                 moved_y, moved_mu = norms(y - restart.y, {k: mu[k] - restart.duals[k] for k in mu})
-                both = (moved_y > 1e-20) & (moved_mu > 1e-20)
-                ratio = xp.sqrt(
-                    xp.where(both, moved_mu, zero + 1.0) / xp.where(both, moved_y, zero + 1.0)
-                )
-                omega = xp.where(both, xp.sqrt(omega * ratio), omega)
+                size_y, size_mu = norms(y, mu)
+                both = (moved_y > noise * (1.0 + size_y)) & (moved_mu > noise * (1.0 + size_mu))
+                ratio = xp.sqrt(where(both, moved_mu, 1.0) / where(both, moved_y, 1.0))
+                balanced = xp.where(both, xp.sqrt(omega * ratio), omega)
+                # below bend / met curvature limits the primal step: a smaller weight would only shrink the dual one
+                seen = met > 0
+                floor = xp.where(seen, bend / where(seen, met, 1.0), omega)
+                omega = xp.maximum(balanced, xp.minimum(omega, floor))
+                met, bend = zero, zero
                 restart.begin(y, mu)
         y_new = problem.y_set.project(y - (eta / omega) * primal_weights * gradient)
         values_new = problem.values(y_new)
@@ -406,10 +419,18 @@ def solve(
         curvature = xp.sum((gradient_new - gradient) * dy) - coupling
         limit = xp.abs(coupling) + xp.maximum(curvature, zero)
         length = omega * moved_y + moved_mu / omega
-        allowed = 0.5 * length / xp.where(limit > 0, limit, zero + 1e-300)
+        told = limit > 1e-14 * length  # otherwise the step met neither coupling nor curvature
+        allowed = 0.5 * length / xp.where(told, limit, length + 1.0)
         finite = xp.isfinite(limit) & xp.isfinite(length)
-        allowed = xp.where(finite, xp.where(limit > 1e-14 * length, allowed, eta * 2.0), eta * 0.25)
+        allowed = xp.where(finite, xp.where(told, allowed, eta * 2.0), eta * 0.25)
         accept = finite & (eta <= allowed)
+        moves = told & (moved_y > 0)
+        bend = xp.maximum(bend, where(moves, curvature / where(moves, moved_y, 1.0), 0.0))
+        moves = moves & (moved_mu > 0)
+        cosine = xp.abs(coupling) / xp.sqrt(
+            where(moves, moved_y, 1.0) * where(moves, moved_mu, 1.0)
+        )
+        met = xp.maximum(met, where(moves, cosine, 0.0))
         used = eta
         count = float(iteration + 2)
         eta = xp.minimum((1.0 - count**-0.3) * allowed, (1.0 + count**-0.6) * eta)
@@ -505,54 +526,47 @@ class _Restart:
 
 
 def _raise_if_hopeless(
-    problem: SaddleProblem,
-    y: Array,
-    duals: Mapping[str, Array],
-    start_duals: Mapping[str, Array],
-    current: Array,
-    name: str,
+    problem: SaddleProblem, looked: _Look, moved: Mapping[str, Array], y: Array, name: str
 ) -> None:
-    """Raise where a ray proves infeasibility, or y runs away with an objective that falls without bound."""
+    """Raise where a ray proves infeasibility, or y runs away with an objective that falls without bound.
+
+    The ray is where the duals went since the last look. ``<ray, c(z)> > 0`` for every z in the set means that no z is
+    feasible (Farkas); convexity bounds it over the set from its value and gradient at one point.
+    """
     xp = namespace(y)
-    sizes = [xp.max(xp.abs(current))] + [xp.max(xp.abs(d)) for d in duals.values()]
-    largest = float(xp.max(xp.stack(sizes)))
-    if largest < 1e3:
-        return
-    values = problem.values(y)
-    ray = {k: problem.constraints[k].project(duals[k] - start_duals[k]) for k in duals}
+    size = xp.max(xp.abs(y))
+    slack = unsupported = size * 0.0 - 1.0
+    ray = {k: block.project(moved[k]) for k, block in problem.constraints.items()}
     if ray:
-        length = float(xp.max(xp.stack([xp.max(xp.abs(r)) for r in ray.values()])))
-        if length > 1e3:
-            # <ray, c(z)> > 0 for every z in the set: no z is feasible (Farkas; convexity bounds it from one point)
-            gradient, product, worst, worst_value = y * 0.0, 0.0, "", 0.0
-            for k, block in problem.constraints.items():
-                unit = ray[k] / length
-                gradient = gradient + block.pullback(y, unit)
-                amount = float(xp.sum(unit * values[k]))
-                product += amount
-                if amount > worst_value:
-                    worst, worst_value = k, amount
-            set_gap, unsupported = problem.y_set.linear_gap(y, gradient)
-            scale = 1.0 + float(xp.max(xp.abs(y)))
-            slack = product - float(set_gap)
-            if slack > 1e-6 * scale and float(xp.max(xp.abs(unsupported))) * scale < 1e-3 * slack:
-                violation = float(xp.max(xp.stack([xp.max(v) for v in values.values()])))
-                raise LowerInfeasibleError(
-                    f"{name}: no y satisfies its constraints at this x: constraint {worst!r} conflicts with the rest "
-                    f"(smallest violation found {violation:.3g}). Change x0, or relax {worst!r}"
-                )
-    if float(sizes[0]) > 1e9:
-        slope = (
-            float(xp.sum(problem.gradient(current) * current))
-            / float(xp.sum(current * current)) ** 0.5
+        length = xp.max(xp.stack([xp.max(xp.abs(r)) for r in ray.values()]))
+        length = xp.where(length > 0, length, length + 1.0)
+        gradient, slack = y * 0.0, size * 0.0
+        for k, block in problem.constraints.items():
+            gradient = gradient + block.pullback(looked.y, ray[k] / length)
+            slack = slack + xp.sum(ray[k] / length * looked.values[k])
+        gap, residual = problem.y_set.linear_gap(looked.y, gradient)
+        slack, unsupported = slack - gap, xp.max(xp.abs(residual))
+    told = xp.stack([size, slack, unsupported])
+    largest, proof, left = (float(told[i]) for i in range(3))
+    scale = 1.0 + largest
+    if proof > 1e3 * precision(y) * scale and left * scale <= 1e-3 * proof:
+        worst = {
+            k: float(xp.max(xp.abs(v) if problem.constraints[k].equality else v))
+            for k, v in looked.values.items()
+        }
+        culprit = max(worst, key=lambda k: worst[k])
+        raise LowerInfeasibleError(
+            f"{name}: no y satisfies its constraints at this x: constraint {culprit!r} conflicts with the rest "
+            f"(smallest violation found {worst[culprit]:.3g}). Change x0, or relax {culprit!r}"
         )
+    if largest > 1e9:
+        slope = float(xp.sum(problem.gradient(y) * y)) / float(xp.sum(y * y)) ** 0.5
         feasible = all(
-            float(xp.max(xp.abs(v) if problem.constraints[k].equality else v))
-            < 1e-3 * float(sizes[0])
-            for k, v in problem.values(current).items()
+            float(xp.max(xp.abs(v) if problem.constraints[k].equality else v)) < 1e-3 * largest
+            for k, v in problem.values(y).items()
         )
         if slope < 0 and feasible:
             raise LowerUnboundedError(
-                f"{name}: its objective falls without bound (|y| reached {float(sizes[0]):.1e}). "
+                f"{name}: its objective falls without bound (|y| reached {largest:.1e}). "
                 "Bound y with y_set, or add a strongly convex term"
             )

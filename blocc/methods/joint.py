@@ -33,7 +33,7 @@ Vector = npt.NDArray[np.float64]
 RISING = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)  # from the relaxation
 SHORT = (10.0, 1e3, 1e5)  # from x0
 LOCAL = (1e3, 1e5)  # from a point whose neighbourhood is to be explored
-HELD = (1e6, 1e7)  # for y alone, x held at the answer
+FINAL = (1e6, 1e7)  # from the answer, and for y alone at a given x
 
 #: Largest number of variables for which the dense steps are worth it.
 MAX_VARIABLES = 200
@@ -46,7 +46,7 @@ _CUTS = 8  # at most so many used in a step
 _FRACTIONS = tuple(1.35**-k for k in range(20, -1, -1))  # of the range of x_i, in the scan
 _SCANNED = 4  # local minima of a scan from which to run, beside better points
 _ROUNDS = 10  # of scans
-_EXACT = 1e-10  # gap and violation up to which answers are ranked by f
+_TIERS = (1e-12, 1e-9)  # of gap and violation: answers of one tier are ranked by f
 _LOWER_TOL = 1e-10
 
 
@@ -120,16 +120,21 @@ class JointPoint:
     def better(self, other: JointPoint | None) -> bool:
         """Whether this point ranks before another.
 
-        A solved lower level comes first: an error in f goes with the square root of the gap, so
-        that ranking by f among loosely solved points would prefer the loosest.
+        A better solved lower level comes first: the error in f goes with the square root of the
+        gap, so that ranking by f alone would prefer the loosest answers.
         """
         if other is None:
             return True
-        if (self.error <= _EXACT) != (other.error <= _EXACT):
-            return self.error <= _EXACT
-        if self.error > _EXACT:
+        if self.tier != other.tier:
+            return self.tier < other.tier
+        if self.tier == len(_TIERS):
             return self.error < other.error
         return self.objective < other.objective
+
+    @property
+    def tier(self) -> int:
+        """How well the lower level is solved, 0 best."""
+        return sum(self.error > level for level in _TIERS)
 
 
 # ------------------------------------------------------------------------------------ merit function
@@ -601,14 +606,15 @@ class Joint:
                     self.best = point
             if self.best is before:
                 break
-        self.polish()
+        if self.best is not None:
+            self.climb(np.concatenate([self.best.x, self.best.y]), FINAL)
         self.refine()
         return self.best
 
     @property
     def attained(self) -> bool:
         """Whether the best point attains the bound."""
-        if self.bound is None or self.best is None or self.best.error > _EXACT:
+        if self.bound is None or self.best is None or self.best.tier > 0:
             return False
         return self.best.objective - self.bound <= 0.1 * self.tol * (1.0 + abs(self.bound))
 
@@ -698,14 +704,25 @@ class Joint:
         self._judge(v)
 
     def _judge(self, v: Vector) -> None:
-        """Compare x with the best: with y as reached, and with the lower level's own answer."""
+        """Compare x with the best: with the lower level's own answer, and with y as reached.
+
+        The lower level's own answer may not be the upper level's favourite, or break an upper
+        constraint. Only then is y kept, solved to the end with x held.
+        """
         x = v[: self.nx]
         try:
             saddle = self.model.lower(x, tol=_LOWER_TOL)
         except LowerLevelError:
             return
-        for y in (np.asarray(saddle.y), v[self.nx :]):
-            candidate = self.measure(x, y, saddle)
+        own = self.measure(x, np.asarray(saddle.y), saddle)
+        candidates = [own]
+        joint = self.measure(x, v[self.nx :], saddle)
+        if own.tier > 0 or joint.objective < own.objective - 1e-4 * (1.0 + abs(own.objective)):
+            held = self._hold(joint, FINAL)
+            if held is not None:
+                joint = self.measure(x, held[self.nx :], saddle)
+            candidates.append(joint)
+        for candidate in candidates:
             if candidate.better(self.best):
                 self.best = candidate
 
@@ -729,7 +746,7 @@ class Joint:
         except LowerLevelError:
             return None
         point = self.measure(x, np.asarray(saddle.y), saddle)
-        return point if point.violation <= _EXACT and np.isfinite(point.objective) else None
+        return point if point.violation <= _TIERS[-1] and np.isfinite(point.objective) else None
 
     def scan(self, base: JointPoint, tried: set[tuple[float, ...]]) -> list[JointPoint]:
         """Local minima of the response along the axes through a point, best first.
@@ -766,14 +783,6 @@ class Joint:
         return fresh[: 2 * _SCANNED]
 
     # ------------------------------------------------------------------------------------ last digits
-    def polish(self) -> None:
-        """Solve for y alone at the best x and a very large gamma."""
-        if self.best is None:
-            return
-        reached = self._hold(self.best, HELD)
-        if reached is not None:
-            self._judge(reached)
-
     def _hold(self, point: JointPoint, stages: Sequence[float]) -> Vector | None:
         """Minimise ``f + gamma g`` over y at the point's x."""
         lower, upper = (bound.copy() for bound in self.model.bounds)

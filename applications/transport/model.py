@@ -23,11 +23,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from blocc.applications.transport.network import Network
-from blocc.applications.transport.paths import PathNetwork, Response
 from scipy.sparse import csr_array
 from scipy.special import expit
 
+from blocc.applications.transport.network import Network
+from blocc.applications.transport.paths import PathNetwork, Response
 from blocc.errors import InvalidInputError
 from blocc.model import LowerResiduals, Relaxation, Saddle, Schedule
 from blocc.sets import Box

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -41,9 +41,13 @@ Array = np.ndarray[Any, Any]
 # cut off at utility + CUTOFF, where the share would be 1e-13: far below what any tolerance here can see.
 CUTOFF = 30.0
 CLOSED = 1e-14  # capacity below this fraction of the largest trips counts as zero
-NEARLY_FULL = 0.3  # load at which a link's capacity enters the Newton system
-LIFT = 0.1
-BOUNDARY = 0.995  # fraction of the way to the boundary that an interior-point step may go
+NEARLY_FULL = 0.3
+BOUNDARY = 0.995
+COLD, WARM = 0.1, 1e-2
+SHRINK = 0.2
+CENTRED = 0.3
+FINISH = 1e-2
+FLOOR, RELATIVE = 0.01, 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,7 +340,7 @@ class PathNetwork:
 
 
 class _Solve:
-    """One solve: the restricted problem on generated paths, and the loop that extends it."""
+    """One solve: proximal steps in the path flows, Newton in the prices, path generation in between."""
 
     def __init__(
         self,
@@ -351,31 +355,34 @@ class _Solve:
         self.max_iterations, self.iterations = max_iterations, 0
         self.closed = capacity <= CLOSED * np.max(network.trips, initial=0.0)
         self.capacity = np.where(self.closed, 0.0, capacity)
+        self.limited = ~self.closed & np.isfinite(capacity)
         self.cost = np.where(self.closed, np.inf, network.travel_time)
         self.price = np.zeros(network.links)
         if warm is not None:
-            usable = ~self.closed & np.isfinite(capacity)
-            self.price[usable] = np.maximum(warm["price"], 0.0)[usable]
-        self.trees = network._trees(self.cost + self.price, network.origins)
-        self.distance = self.trees[0][network.origin_row, network.destination]
+            self.price[self.limited] = np.maximum(warm["price"], 0.0)[self.limited]
+        self.warm = warm
+        self.rows = np.zeros(0, dtype=np.int64)
+        self.row_of_link = np.full(network.links, -1, dtype=np.int64)
+        self._shortest()
         self.live = (network.trips > 0) & np.isfinite(self.distance)
         self._start(warm)
+
+    def _shortest(self) -> None:
+        self.trees = self.network._trees(self.cost + self.price, self.network.origins)
+        self.distance = self.trees[0][self.network.origin_row, self.network.destination]
 
     def _start(self, warm: Mapping[str, Array] | None) -> None:
         """Paths to start from: the warm ones that are open, and for every other pair its shortest."""
         network = self.network
-        share = expit(self.utility - self.distance)
         pair = np.flatnonzero(self.live)
         start, links = network._walk(self.trees, pair)
-        flow = (network.trips * share)[pair]
+        part = expit(self.utility - self.distance)[pair]
         if warm is not None:
-            old = (
-                np.asarray(warm["path_pair"]),
-                np.asarray(warm["path_start"]),
-                np.asarray(warm["path_links"]),
-            )
+            old = (warm["path_pair"], warm["path_start"], warm["path_links"])
             blocked = np.bincount(
-                np.repeat(np.arange(len(old[0])), np.diff(old[1])), self.closed[old[2]], len(old[0])
+                np.repeat(np.arange(len(old[0])), np.diff(old[1])),
+                self.closed[old[2]],
+                len(old[0]),
             )
             keep = (blocked == 0) & self.live[old[0]]
             kept = _subset(*old, keep)
@@ -383,31 +390,43 @@ class _Solve:
             lacking[kept[0]] = False
             chosen = lacking[pair]
             added = _subset(pair, start, links, chosen)
-            flow = np.concatenate([np.asarray(warm["path_flow"])[keep], flow[chosen]])
+            flow = warm["path_flow"][keep]
+            part = np.concatenate([flow / network.trips[kept[0]], part[chosen]])
             pair = np.concatenate([kept[0], added[0]])
             start = np.concatenate([kept[1], kept[1][-1] + added[1][1:]])
             links = np.concatenate([kept[2], added[2]])
-            carried = np.bincount(pair, flow, network.pairs)  # utilities may have fallen since
-            flow = flow * np.minimum(1.0, network.trips / np.maximum(carried, 1e-300))[pair]
-        self.path_pair, self.path_start, self.path_links, permutation = _grouped(pair, start, links)
-        self.flow = np.maximum(flow[permutation], 1e-12 * network.trips[self.path_pair])
-        self.reduced_cost = np.zeros(len(self.flow))
-        self.potential = np.where(self.live, self.distance, 0.0)
-        self.row_of_link = np.full(network.links, -1, dtype=np.int64)
-        self.rows = np.zeros(0, dtype=np.int64)
-        self.slack = np.zeros(0)
+        self.path_pair, self.path_start, self.path_links, order = _grouped(pair, start, links)
+        self.part = part[order]  # of the pair's trips, on each path
+        self._index()
 
     def run(self) -> Response:
+        self.flow = self.part * self.network.trips[self.path_pair]
         answer = self._certify()
         if answer is not None:
             return answer
-        self._enter_interior()
+        # Prices are of the size of what travelling is worth to the passengers, logits at least.
+        worth = np.maximum(self.utility - self.distance, 0.0)[self.live]
+        scale = 1.0 + float(np.average(worth, weights=self.network.trips[self.live]))
+        self.gauge = (COLD if self.warm is None else WARM) * scale
+        self._first_prices()
         while self.iterations < self.max_iterations:
-            self._newton(0.1 * self.gap_size)
+            last = self.gauge * self._weight_sum() <= FINISH * self.gap_size / self.gap
+            self._centre(RELATIVE if last else np.inf)
             answer = self._certify()
             if answer is not None:
                 return answer
-            self._extend()
+            if self._extend():
+                continue
+            if last:
+                self._finish()
+                answer = self._certify()
+                if answer is not None:
+                    return answer
+                extended = self._extend()
+                self.price = self.now.price  # central, unlike the new ones
+                if extended:
+                    continue
+            self.gauge *= SHRINK
         raise LowerNotSolvedError(
             f"the passengers' problem stopped at relative gap {self.gap:.1e} > {self.tol:.1e} after "
             f"{self.iterations} Newton iterations"
@@ -418,60 +437,24 @@ class _Solve:
     def _certify(self) -> Response | None:
         """Gap of the current prices against the current flows shrunk into the capacities; the answer if small."""
         network, trips, utility = self.network, self.network.trips, self.utility
-        self.trees = network._trees(self.cost + self.price, network.origins)
-        self.distance = self.trees[0][network.origin_row, network.destination]
+        self._shortest()
         reached = np.where(np.isfinite(self.distance), self.distance, utility + CUTOFF)
-        finite = self.price > 0
         dual = trips @ (utility - 1 - np.logaddexp(0.0, utility - reached))
-        dual = float(dual - self.price[finite] @ self.capacity[finite])
+        dual = float(dual - self.price[self.limited] @ self.capacity[self.limited])
         flow, link_flow, carried = _shrunk(
             self.path_pair, self.path_start, self.path_links, self.flow, self.capacity, trips
         )
         # A pair without trips shows the share that it would have.
-        share = np.where(
-            trips > 0,
-            carried / np.where(trips > 0, trips, 1.0),
-            np.where(np.isfinite(self.distance), expit(utility - reached), 0.0),
-        )
+        share = np.where(np.isfinite(self.distance), expit(utility - reached), 0.0)
+        share = np.divide(carried, trips, out=share, where=trips > 0)
         primal = network.objective(link_flow, share, utility)
         self.gap_size = primal - dual
         self.gap = self.gap_size / (1.0 + abs(primal))
-        if self.gap > self.tol:
+        if not self.gap <= self.tol:
             return None
-        return self._answer(flow, link_flow, share, reached, primal, dual)
-
-    def _answer(
-        self,
-        flow: Array,
-        link_flow: Array,
-        share: Array,
-        potential: Array,
-        primal: float,
-        dual: float,
-    ) -> Response:
-        """Response with prices on the closed links, and without the interior's traces on unused paths."""
-        network, utility = self.network, self.utility
-        carried = np.bincount(self.path_pair, flow, network.pairs)
-        used = flow > 1e-7 * carried[self.path_pair]
-        if not np.all(used):
-            clean, clean_links, clean_carried = _shrunk(
-                self.path_pair,
-                self.path_start,
-                self.path_links,
-                flow * used,
-                self.capacity,
-                network.trips,
-            )
-            clean_share = np.where(
-                network.trips > 0,
-                clean_carried / np.where(network.trips > 0, network.trips, 1.0),
-                share,
-            )
-            value = network.objective(clean_links, clean_share, utility)
-            if value - dual <= self.tol * (1.0 + abs(value)):
-                flow, link_flow, share, primal = clean, clean_links, clean_share, value
-        cost = network.travel_time + self.price
-        price = self.price + network.closed_prices(cost, self.closed, potential)
+        price = self.price + network.closed_prices(
+            network.travel_time + self.price, self.closed, reached
+        )
         return Response(
             self.path_pair,
             self.path_start,
@@ -480,180 +463,229 @@ class _Solve:
             link_flow,
             share,
             price,
-            potential,
+            reached,
             primal,
             dual,
-            max((primal - dual) / (1.0 + abs(primal)), 0.0),
+            max(self.gap, 0.0),
             self.iterations,
         )
 
-    # -- the restricted problem ----------------------------------------------------------------------------------
+    # -- the problem on the generated paths ----------------------------------------------------------------------
 
-    def _enter_interior(self) -> None:
-        """Move the start off the boundary, to the accuracy that it has."""
-        self.flow = _shrunk(
-            self.path_pair,
-            self.path_start,
-            self.path_links,
-            self.flow,
-            0.9 * self.capacity,
-            0.999 * self.network.trips,
-        )[0]
-        self.flow = np.maximum(self.flow, 1e-14 * self.network.trips[self.path_pair])
-        self._add_rows()
-        self.centre = LIFT * self.gap_size / max(len(self.flow) + len(self.rows), 1)
-        cost = self._path_cost()
-        best = np.full(self.network.pairs, np.inf)
-        np.minimum.at(best, self.path_pair, cost)
-        self.potential = np.where(np.isfinite(best), best, self.potential)
-        above = cost - self.potential[self.path_pair]
-        self.flow = np.maximum(self.flow, self.centre / np.maximum(above, 1.0))
-        self.reduced_cost = np.maximum(above, self.centre / self.flow)
-        self.price[self.rows] = np.maximum(self.price[self.rows], self.centre / self.slack)
-        self._reduce()
-
-    def _path_cost(self) -> Array:
-        return _path_sums(self.path_start, self.path_links, self.network.travel_time + self.price)
-
-    def _lift(self) -> None:
-        """Bring complementary pairs whose product is far below the present accuracy back towards the centre."""
-        self.centre = LIFT * self.gap_size / max(len(self.flow) + len(self.rows), 1)
-        trips = self.network.trips[self.path_pair]
-        few = self.flow < self.reduced_cost * trips
-        self.flow = np.where(
-            few, np.maximum(self.flow, self.centre / np.maximum(self.reduced_cost, 1e-3)), self.flow
+    def _extend(self) -> bool:
+        """Add the shortest paths that are shorter than the known ones; whether one matters at this accuracy."""
+        network = self.network
+        cost = _path_sums(self.path_start, self.path_links, network.travel_time + self.price)
+        best = np.full(network.pairs, -np.inf)
+        best[self.pair] = np.minimum.reduceat(cost, self.pair_start[:-1]) if len(cost) else best[:0]
+        pair = np.flatnonzero(self.distance < best - 1e-13 * (1.0 + np.abs(best)))
+        if not len(pair):
+            return False
+        start, links = network._walk(self.trees, pair)
+        # Rounding can make a known path look shorter than itself.
+        known = _known_paths(
+            pair, start, links, self.path_pair, self.path_start, self.path_links, network._key
         )
-        self.reduced_cost = np.maximum(self.reduced_cost, self.centre / self.flow)
-        price, capacity = self.price[self.rows], self.capacity[self.rows]
-        full = self.slack < price * capacity
-        self.slack = np.where(
-            full, np.maximum(self.slack, self.centre / np.maximum(price, 1e-3)), self.slack
+        pair, start, links = _subset(pair, start, links, ~known)
+        if network.trips[pair] @ (best - self.distance)[pair] <= 0.01 * self.gap_size:
+            return False
+        self.path_pair, self.path_start, self.path_links, order = _grouped(
+            np.concatenate([self.path_pair, pair]),
+            np.concatenate([self.path_start, self.path_start[-1] + start[1:]]),
+            np.concatenate([self.path_links, links]),
         )
-        self.price[self.rows] = np.maximum(price, self.centre / self.slack)
+        self.flow = np.concatenate([self.flow, np.zeros(len(pair))])[order]
+        self._index()
+        return True
 
-    def _add_rows(self) -> None:
-        """Let the capacity of every nearly full link into the Newton system."""
+    def _index(self) -> None:
+        """What follows from the list of paths."""
+        network = self.network
+        self.pair, first = np.unique(self.path_pair, return_index=True)
+        self.pair_start = np.append(first, len(self.path_pair)).astype(np.int64)
+        self.trips, self.worth = network.trips[self.pair], self.utility[self.pair]
+        narrowest = _path_minima(self.path_start, self.path_links, self.capacity)
+        self.room = np.minimum(narrowest, network.trips[self.path_pair])
+        self.below = np.full(len(self.pair), 1.0)
+
+    def _weight_sum(self) -> float:
+        return float(np.sum(self.room) + np.sum(self.capacity[self.rows]))
+
+    def _first_prices(self) -> None:
         load = np.bincount(
             self.path_links,
             np.repeat(self.flow, np.diff(self.path_start)),
             minlength=self.network.links,
         )
-        entering = (self.row_of_link < 0) & (
-            (load > NEARLY_FULL * self.capacity) & (self.capacity > 0) | (self.price > 0)
-        )
-        new = np.flatnonzero(entering & np.isfinite(self.capacity))
-        self.row_of_link[new] = len(self.rows) + np.arange(len(new))
+        self._add_rows(load)
+        rows = self.rows
+        ratio = np.log(np.maximum(load[rows] / self.capacity[rows], 1.0))
+        if self.warm is None:
+            self.price[rows] = 0.5 * ratio
+        self.price[rows] += self.gauge / np.maximum(1.0 - load[rows] / self.capacity[rows], 0.1)
+
+    def _add_rows(self, load: Array) -> bool:
+        """Price the links that have become nearly full; whether there are new ones."""
+        full = self.limited & ((load > NEARLY_FULL * self.capacity) | (self.price > 0))
+        full[self.rows] = False
+        new = np.flatnonzero(full)
         self.rows = np.concatenate([self.rows, new])
-        self.slack = np.concatenate(
-            [self.slack, np.maximum(self.capacity[new] - load[new], 0.1 * self.capacity[new])]
-        )
+        self.row_of_link[new] = len(self.rows) - len(new) + np.arange(len(new))
+        self.price[new] = np.maximum(self.price[new], self.gauge)
+        return len(new) > 0
 
-    def _reduce(self) -> None:
-        """Restrict the path lists to the rows of the Newton system and to the pairs that travel."""
-        row = self.row_of_link[self.path_links]
-        count = np.bincount(
-            np.repeat(np.arange(len(self.flow)), np.diff(self.path_start)), row >= 0, len(self.flow)
+    def _evaluate(self, price: Array) -> _Point:
+        """Barrier function of the dual at some prices."""
+        flow, margin, load, value = _barrier(
+            self.pair_start,
+            self.path_start,
+            self.path_links,
+            self.network.travel_time + price,
+            self.worth,
+            self.trips,
+            self.gauge * self.room,
+            self.below,
         )
-        self.row_start = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
-        self.path_row = row[row >= 0]
-        self.pair, first = np.unique(self.path_pair, return_index=True)
-        self.pair_start = np.append(first, len(self.path_pair)).astype(np.int64)
-        self.base = _path_sums(self.path_start, self.path_links, self.network.travel_time)
+        capacity, priced = self.capacity[self.rows], price[self.rows]
+        value += float(capacity @ (self.gauge * np.log(priced) - priced))
+        return _Point(price, flow, margin, load, value)
 
-    def _newton(self, target: float) -> None:
-        """Interior-point iterations on the restricted problem until its gap is about ``target``."""
+    def _matrix(self, point: _Point, weight: Array, diagonal: Array) -> Array:
+        matrix = _assemble(
+            self.pair_start,
+            self.path_start,
+            self.path_links,
+            self.row_of_link,
+            weight,
+            point.margin,
+            self.trips,
+            len(self.rows),
+        )
+        own = np.einsum("ii->i", matrix)
+        own += diagonal
+        factor, failed = dpotrf(matrix, lower=1, overwrite_a=0)
+        if failed:
+            own *= 1.0 + 1e-10
+            factor, failed = dpotrf(matrix, lower=1, overwrite_a=0)
+            if failed:
+                raise LowerNotSolvedError("the passengers' problem: the Newton system is singular")
+        return factor
+
+    def _centre(self, relative: float) -> None:
+        """Maximise the barrier function of the dual over the prices by damped Newton steps."""
+        now = self._evaluate(self.price)
+        if self._add_rows(now.load):
+            now = self._evaluate(self.price)
+        enough = CENTRED * self.gauge * self._weight_sum()
+        while self.iterations < self.max_iterations:
+            self.iterations += 1
+            rows = self.rows
+            capacity, price = self.capacity[rows], now.price[rows]
+            barrier = self.gauge * capacity / price
+            gradient = now.load[rows] - capacity + barrier
+            factor = self._matrix(now, now.flow**2 / (self.gauge * self.room), barrier / price)
+            change = dpotrs(factor, gradient, lower=1)[0]
+            decrement = float(gradient @ change)
+            length = min(1.0, 0.95 * _to_boundary(price, change))
+            there = now
+            while length > 1e-6:
+                trial = now.price.copy()
+                trial[rows] += length * change
+                there = self._evaluate(trial)
+                if there.value >= now.value + 0.1 * length * decrement - 1e-13 * (
+                    1 + abs(now.value)
+                ):
+                    break
+                length *= 0.4
+            now = there
+            self.price = now.price
+            # Small links hardly show in the decrement, but a later step would run against them.
+            if decrement <= enough and np.all(np.abs(gradient) <= relative * capacity):
+                if not self._add_rows(now.load):
+                    break
+                now = self._evaluate(self.price)
+        self.now, self.price, self.flow = now, now.price, now.flow
+
+    def _finish(self) -> None:
+        """Primal-dual steps from a central point; they keep their accuracy where the barrier loses it."""
+        rows, now = self.rows, self.now
         state = _State(
             self.pair_start,
-            self.row_start,
-            self.path_row,
-            self.base,
-            self.network.trips[self.pair],
-            self.utility[self.pair],
-            self.capacity[self.rows],
-            self.flow,
-            self.reduced_cost,
-            self.potential[self.pair],
-            self.price[self.rows],
-            self.slack,
+            self.path_start,
+            self.path_links,
+            self.row_of_link,
+            _path_sums(self.path_start, self.path_links, self.network.travel_time),
+            self.trips,
+            self.worth,
+            self.capacity[rows],
+            self.room,
+            now.flow,
+            self.gauge * self.room / now.flow,
+            self.worth - now.margin,
+            now.price[rows],
+            self.gauge * self.capacity[rows] / now.price[rows],
         )
-        for iteration in range(50):
+        target = 0.3 * self.tol * (self.gap_size / max(self.gap, 1e-300))
+        best, stuck = np.inf, 0
+        for _ in range(40):
             size = state.residual()
-            if (iteration > 0 and size <= target) or self.iterations >= self.max_iterations:
+            stuck = 0 if size < 0.5 * best else stuck + 1
+            best = min(best, size)
+            if size <= target or stuck > 5 or self.iterations >= self.max_iterations:
                 break
-            state.step()
             self.iterations += 1
-        self.flow, self.reduced_cost, self.slack = state.flow, state.reduced_cost, state.slack
-        self.potential[self.pair] = state.potential
-        self.price[self.rows] = state.price
-        self.centre = state.centre
+            state.step()
+        self.flow = state.flow
+        self.price = self.price.copy()
+        self.price[rows] = state.price
 
-    def _extend(self) -> None:
-        """Add the shortest paths that the restricted problem lacks, and links that have become nearly full."""
-        network = self.network
-        cost = self._path_cost()
-        best = np.full(network.pairs, np.inf)
-        np.minimum.at(best, self.path_pair, cost)
-        shorter = self.live & (self.distance < best - 1e-12 * (1.0 + np.abs(best)))
-        pair = np.flatnonzero(shorter)
-        if len(pair):
-            start, links = network._walk(self.trees, pair)
-            # Rounding can make a known path look new.
-            known = _known_paths(
-                pair, start, links, self.path_pair, self.path_start, self.path_links, network._key
-            )
-            pair, start, links = _subset(pair, start, links, ~known)
-        if len(pair):
-            gain = (best - self.distance)[pair]
-            above = np.maximum(gain, 1e-3 * self.centre / network.trips[pair])
-            flow = np.minimum(self.centre / above, 0.1 * network.trips[pair])
-            all_pairs = np.concatenate([self.path_pair, pair])
-            all_start = np.concatenate([self.path_start, self.path_start[-1] + start[1:]])
-            all_links = np.concatenate([self.path_links, links])
-            self.path_pair, self.path_start, self.path_links, order = _grouped(
-                all_pairs, all_start, all_links
-            )
-            self.flow = np.concatenate([self.flow, flow])[order]
-            self.reduced_cost = np.concatenate([self.reduced_cost, self.centre / flow])[order]
-        rows = len(self.rows)
-        self._add_rows()
-        if len(self.rows) > rows:
-            new = self.rows[rows:]
-            self.price[new] = np.maximum(self.price[new], self.centre / self.slack[rows:])
-        if len(pair) or len(self.rows) > rows:
-            self._lift()
-            self._reduce()
+
+class _Point(NamedTuple):
+    """The barrier function at some prices: path flows, logits of the shares, link loads, value."""
+
+    price: Array
+    flow: Array
+    margin: Array
+    load: Array
+    value: float
 
 
 class _State:
-    """Interior-point iterate of the restricted problem.
+    """Primal-dual iterate on the generated paths.
 
     Unknowns: path flows q with reduced costs z, link slacks t with prices p, potentials pi of the pairs. Equations:
     ``d + p(path) - pi - z = 0``, ``log Q = log(w sigmoid(u - pi))`` with Q a pair's total flow, ``x(q) + t = a``,
-    ``q z = centre``, ``p t = centre``. The share equation is taken in logarithms because it is then nearly linear
-    for small shares, and for shares near one it pins Q without any division by 1 - s.
+    ``q z = gauge * room``, ``p t = gauge * a``.
     """
 
     def __init__(
         self,
-        pair_start: Array,
-        row_start: Array,
-        path_row: Array,
-        base: Array,
-        trips: Array,
-        utility: Array,
-        capacity: Array,
-        flow: Array,
-        reduced_cost: Array,
-        potential: Array,
-        price: Array,
-        slack: Array,
+        pair_start,
+        path_start,
+        path_links,
+        index,
+        base,
+        trips,
+        utility,
+        capacity,
+        room,
+        flow,
+        reduced_cost,
+        potential,
+        price,
+        slack,
     ) -> None:
-        self.structure = (pair_start, row_start, path_row)
-        self.base, self.trips, self.utility, self.capacity = base, trips, utility, capacity
+        self.structure = (pair_start, path_start, path_links, index)
+        self.base, self.trips, self.utility, self.capacity, self.room = (
+            base,
+            trips,
+            utility,
+            capacity,
+            room,
+        )
         self.flow, self.reduced_cost, self.potential = flow, reduced_cost, potential
         self.price, self.slack = price, slack
-        self.centre = 0.0
-        self.size_limit = 0.0
+        self.weights = float(np.sum(room) + np.sum(capacity))
 
     def residual(self) -> float:
         """Evaluate the equations; return the size of what is left, in units of the objective."""
@@ -670,43 +702,28 @@ class _State:
             self.slack,
         )
         product = float(self.flow @ self.reduced_cost + self.price @ self.slack)
-        self.centre = product / max(len(self.flow) + len(self.price), 1)
-        self.size = size
+        self.gauge, self.size = product / self.weights, size
         return max(product, size)
 
-    def _direction(
-        self, path_right: Array, row_right: Array
-    ) -> tuple[Array, Array, Array, Array, Array]:
-        """Newton direction for given right-hand sides of the two complementarity equations."""
+    def _direction(self, path_right, row_right):
         right = path_right / self.flow - self.dual_residual
         row = -self.primal_residual - row_right / self.price
-        eliminated, _ = _pair_solve(
-            *self.structure,
-            self.weight,
-            self.total,
-            self.elastic,
-            self.share_residual,
-            right,
-            self.no_price,
-        )
-        price = np.zeros(0)
-        if len(self.price):
-            load = _row_sums(self.structure[1], self.structure[2], eliminated, len(self.price))
-            price = dpotrs(self.factor, load - row, lower=1)[0]
-        flow, potential = _pair_solve(
-            *self.structure,
-            self.weight,
-            self.total,
-            self.elastic,
-            self.share_residual,
-            right,
-            price,
-        )
+        number = len(self.price)
+        system = (*self.structure, self.weight, self.margin, self.trips, self.total)
+        price = np.zeros(number)
+        flow, potential = _pair_solve(*system, self.share_residual, right, price)
+        nothing = (np.zeros(len(self.trips)), np.zeros(len(right)))
+        for _ in range(2 if number else 0):  # the second time refines what rounding left
+            load = _row_sums(*self.structure[1:], flow, number)
+            lacking = load - self.slack / self.price * price - row
+            more = dpotrs(self.factor, lacking, lower=1)[0]
+            more_flow, more_potential = _pair_solve(*system, *nothing, more)
+            price, flow, potential = price + more, flow + more_flow, potential + more_potential
         reduced_cost = (path_right - self.reduced_cost * flow) / self.flow
         slack = (row_right - self.slack * price) / self.price
         return flow, reduced_cost, potential, price, slack
 
-    def _length(self, direction: tuple[Array, Array, Array, Array, Array]) -> float:
+    def _length(self, direction) -> float:
         flow, reduced_cost, _, price, slack = direction
         return min(
             1.0,
@@ -722,38 +739,29 @@ class _State:
     def step(self) -> None:
         """One predictor-corrector step (Mehrotra 1992)."""
         self.weight = self.flow / self.reduced_cost
-        self.no_price = np.zeros(len(self.price))
         self.total = np.add.reduceat(self.flow, self.structure[0][:-1])
-        self.elastic = expit(self.potential - self.utility)
-        if len(self.price):
-            matrix = _assemble(
-                *self.structure, self.weight, self.total, self.elastic, self.slack / self.price
-            )
-            self.factor, failed = dpotrf(matrix, lower=1, overwrite_a=1)
+        self.margin = self.utility - self.potential
+        number = len(self.price)
+        matrix = _assemble(*self.structure, self.weight, self.margin, self.trips, number)
+        own = np.einsum("ii->i", matrix)
+        own += self.slack / self.price
+        if number:
+            self.factor, failed = dpotrf(matrix, lower=1)
             if failed:
-                diagonal = np.einsum("ii->i", matrix)
-                matrix = _assemble(
-                    *self.structure, self.weight, self.total, self.elastic, self.slack / self.price
-                )
-                diagonal = np.einsum("ii->i", matrix)
-                diagonal *= 1 + 1e-10
-                self.factor, failed = dpotrf(matrix, lower=1, overwrite_a=1)
-                if failed:
-                    raise LowerNotSolvedError(
-                        "the passengers' problem: the Newton system is singular"
-                    )
+                own *= 1.0 + 1e-10
+                self.factor, failed = dpotrf(matrix, lower=1)
         path_now, row_now = self.flow * self.reduced_cost, self.price * self.slack
         predictor = self._direction(-path_now, -row_now)
         length = self._length(predictor)
         flow, reduced_cost, _, price, slack = predictor
         after = (self.flow + length * flow) @ (self.reduced_cost + length * reduced_cost)
         after += (self.price + length * price) @ (self.slack + length * slack)
-        count = max(len(self.flow) + len(self.price), 1)
-        # Centre no faster than the equations come to hold, or the boundary blocks every step.
-        target = self.centre * min(1.0, (after / count / self.centre)) ** 3
-        target = max(target, 0.1 * min(self.size, self.size_limit) / count)
+        target = self.gauge * min(1.0, max(after, 0.0) / self.weights / self.gauge) ** 3
+        # No faster than the equations come to hold, or the boundary blocks every step.
+        target = max(target, min(FLOOR * self.size / self.weights, self.gauge))
         direction = self._direction(
-            target - path_now - flow * reduced_cost, target - row_now - price * slack
+            target * self.room - path_now - flow * reduced_cost,
+            target * self.capacity - row_now - price * slack,
         )
         length = self._length(direction)
         self.flow = self.flow + length * direction[0]
@@ -908,10 +916,68 @@ def _largest_gain(forward, backward, tail, head_row, cost, row, destination, pot
 
 
 @njit(cache=True)
+def _barrier(pair_start, path_start, path_links, cost, utility, trips, weight, below):  # type: ignore[no-untyped-def]
+    """Minimise each pair's Lagrangian minus ``sum weight log flow`` over its path flows.
+
+    At the minimiser ``flow = weight / (cost - pi)``, with pi the root of ``sum flow = w sigmoid(u - pi)``. The
+    unknown is v = min cost - pi > 0 (``below``, updated in place); the equation, taken as logarithms of reciprocals,
+    is concave and increasing in v.
+    """
+    flow = np.empty(len(weight))
+    margin = np.empty(len(trips))
+    load = np.zeros(len(cost))
+    value = 0.0
+    for pair in range(len(trips)):
+        first, last = pair_start[pair], pair_start[pair + 1]
+        shortest = np.inf
+        for path in range(first, last):
+            length = 0.0
+            for position in range(path_start[path], path_start[path + 1]):
+                length += cost[path_links[position]]
+            flow[path] = length
+            shortest = min(shortest, length)
+        m = utility[pair] - shortest
+        v = below[pair]
+        for _ in range(100):
+            total, slope = 0.0, 0.0
+            for path in range(first, last):
+                part = weight[path] / (flow[path] - shortest + v)
+                total += part
+                slope += part / (flow[path] - shortest + v)
+            # L(v) = log(w sigmoid(m + v)) - log(total)
+            small = np.exp(-abs(m + v))
+            logarithm = min(m + v, 0.0) - np.log1p(small)
+            rest = 1.0 / (1.0 + small) if m + v < 0 else small / (1.0 + small)
+            equation = logarithm + np.log(trips[pair] / total)
+            change = -equation / (rest + slope / total)
+            if v + change <= 0.0:
+                change = -0.7 * v
+            v += change
+            if abs(change) <= 1e-14 * v:
+                break
+        below[pair] = v
+        margin[pair] = m + v
+        travel = 0.0
+        for path in range(first, last):
+            length = flow[path]
+            flow[path] = weight[path] / (length - shortest + v)
+            travel += length * flow[path] - weight[path] * np.log(flow[path])
+            for position in range(path_start[path], path_start[path + 1]):
+                load[path_links[position]] += flow[path]
+        m += v
+        small = np.exp(-abs(m))
+        share = 1.0 / (1.0 + small) if m > 0 else small / (1.0 + small)
+        softplus = max(m, 0.0) + np.log1p(small)
+        value += travel + trips[pair] * (share * m - softplus - 1.0 + utility[pair] * (1.0 - share))
+    return flow, margin, load, value
+
+
+@njit(cache=True)
 def _residuals(  # type: ignore[no-untyped-def]
     pair_start,
-    row_start,
-    path_row,
+    path_start,
+    path_links,
+    index,
     base,
     trips,
     utility,
@@ -931,12 +997,13 @@ def _residuals(  # type: ignore[no-untyped-def]
         for path in range(pair_start[pair], pair_start[pair + 1]):
             total += flow[path]
             cost = base[path] - potential[pair] - reduced_cost[path]
-            for position in range(row_start[path], row_start[path + 1]):
-                cost += price[path_row[position]]
-                primal[path_row[position]] += flow[path]
+            for position in range(path_start[path], path_start[path + 1]):
+                row = index[path_links[position]]
+                if row >= 0:
+                    cost += price[row]
+                    primal[row] += flow[path]
             dual[path] = cost
             size += abs(cost) * flow[path]
-        # log(w sigmoid(u - pi)) - log Q, without overflow
         difference = utility[pair] - potential[pair]
         logarithm = min(difference, 0.0) - np.log1p(np.exp(-abs(difference)))
         share[pair] = logarithm + np.log(trips[pair] / total)
@@ -947,69 +1014,18 @@ def _residuals(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _assemble(pair_start, row_start, path_row, weight, total, elastic, diagonal):  # type: ignore[no-untyped-def]
-    """Schur complement of the path flows, lower triangle, in the prices of the rows.
-
-    A pair adds ``k b b' + sum_path W (b_path - b)(b_path - b)'``, b the W-weighted mean of its paths' incidence:
-    sums of squares only, so nothing cancels however large W = q / z becomes.
-    """
-    number = len(diagonal)
-    matrix = np.zeros((number, number)).T  # column order, for LAPACK
-    for row in range(number):
-        matrix[row, row] = diagonal[row]
-    local = np.full(number, -1)
-    union = np.empty(number, np.int64)
-    for pair in range(len(total)):
-        first, last = pair_start[pair], pair_start[pair + 1]
-        if row_start[last] == row_start[first]:
-            continue
-        whole = 0.0
-        for path in range(first, last):
-            whole += weight[path]
-        factor = whole * elastic[pair] / (elastic[pair] + whole / total[pair])
-        if last - first == 1:
-            for one in range(row_start[first], row_start[last]):
-                for other in range(row_start[first], row_start[last]):
-                    if path_row[one] >= path_row[other]:
-                        matrix[path_row[one], path_row[other]] += factor
-            continue
-        size = 0
-        for position in range(row_start[first], row_start[last]):
-            row = path_row[position]
-            if local[row] < 0:
-                local[row] = size
-                union[size] = row
-                size += 1
-        mean = np.zeros(size)
-        for path in range(first, last):
-            for position in range(row_start[path], row_start[path + 1]):
-                mean[local[path_row[position]]] += weight[path] / whole
-        block = np.empty((size, size))
-        for one in range(size):
-            for other in range(size):
-                block[one, other] = factor * mean[one] * mean[other]
-        offset = np.empty(size)
-        for path in range(first, last):
-            for one in range(size):
-                offset[one] = -mean[one]
-            for position in range(row_start[path], row_start[path + 1]):
-                offset[local[path_row[position]]] += 1.0
-            for one in range(size):
-                scaled = weight[path] * offset[one]
-                for other in range(size):
-                    block[one, other] += scaled * offset[other]
-        for one in range(size):
-            for other in range(size):
-                if union[one] >= union[other]:
-                    matrix[union[one], union[other]] += block[one, other]
-        for one in range(size):
-            local[union[one]] = -1
-    return matrix
-
-
-@njit(cache=True)
 def _pair_solve(  # type: ignore[no-untyped-def]
-    pair_start, row_start, path_row, weight, total, elastic, share_residual, right, price
+    pair_start,
+    path_start,
+    path_links,
+    index,
+    weight,
+    margin,
+    trips,
+    total,
+    share_residual,
+    right,
+    price,
 ):
     """Eliminate path flows and potentials, given right-hand sides of the paths and a change of prices."""
     flow = np.empty(len(right))
@@ -1018,20 +1034,19 @@ def _pair_solve(  # type: ignore[no-untyped-def]
         whole, mean = 0.0, 0.0
         for path in range(pair_start[pair], pair_start[pair + 1]):
             value = right[path]
-            for position in range(row_start[path], row_start[path + 1]):
-                value -= price[path_row[position]]
+            for position in range(path_start[path], path_start[path + 1]):
+                row = index[path_links[position]]
+                if row >= 0:
+                    value -= price[row]
             flow[path] = value
             whole += weight[path]
             mean += weight[path] * value
         mean /= whole
-        change = (share_residual[pair] - whole * mean / total[pair]) / (
-            elastic[pair] + whole / total[pair]
-        )
-        # mean + change, the pair's common term, without the cancellation that large weights bring
-        common = (elastic[pair] * mean + share_residual[pair]) / (
-            elastic[pair] + whole / total[pair]
-        )
-        potential[pair] = change
+        elastic = 1.0 / (1.0 + np.exp(margin[pair])) if margin[pair] < 700.0 else 0.0
+        divisor = elastic + whole / total[pair]
+        potential[pair] = (share_residual[pair] - whole * mean / total[pair]) / divisor
+        # mean + change of potential, the pair's common term, without their cancellation
+        common = (elastic * mean + share_residual[pair]) / divisor
         for path in range(pair_start[pair], pair_start[pair + 1]):
             flow[path] = weight[path] * ((flow[path] - mean) + common)
     return flow, potential
@@ -1044,3 +1059,88 @@ def _to_boundary(value, change):  # type: ignore[no-untyped-def]
         if change[index] < 0:
             length = min(length, -value[index] / change[index])
     return length
+
+
+@njit(cache=True)
+def _row_sums(start, links, index, value, number):  # type: ignore[no-untyped-def]
+    sums = np.zeros(number)
+    for path in range(len(start) - 1):
+        for position in range(start[path], start[path + 1]):
+            row = index[links[position]]
+            if row >= 0:
+                sums[row] += value[path]
+    return sums
+
+
+@njit(cache=True)
+def _path_minima(start, links, value):  # type: ignore[no-untyped-def]
+    minima = np.full(len(start) - 1, np.inf)
+    for path in range(len(minima)):
+        for position in range(start[path], start[path + 1]):
+            minima[path] = min(minima[path], value[links[position]])
+    return minima
+
+
+@njit(cache=True)
+def _assemble(pair_start, path_start, path_links, index, weight, margin, trips, number):  # type: ignore[no-untyped-def]
+    """Negative Hessian of the dual in the prices of the rows, path flows eliminated.
+
+    A pair adds ``k b b' + sum_path W (b_path - b)(b_path - b)'``, b the W-weighted mean of its paths' incidence and
+    ``1 / k = 1 / (w s (1 - s)) + 1 / sum W``: sums of squares only, so that nothing cancels however large W becomes.
+    """
+    matrix = np.zeros((number, number))
+    local = np.full(number, -1)
+    union = np.empty(number, np.int64)
+    for pair in range(len(trips)):
+        first, last = pair_start[pair], pair_start[pair + 1]
+        size = 0
+        whole = 0.0
+        for path in range(first, last):
+            whole += weight[path]
+            for position in range(path_start[path], path_start[path + 1]):
+                row = index[path_links[position]]
+                if row >= 0 and local[row] < 0:
+                    local[row] = size
+                    union[size] = row
+                    size += 1
+        if size == 0:
+            continue
+        small = np.exp(-abs(margin[pair]))
+        elastic = trips[pair] * small / (1.0 + small) ** 2  # w s (1 - s)
+        factor = elastic * whole / (elastic + whole)
+        if last - first == 1:
+            for one in range(size):
+                for other in range(size):
+                    matrix[union[one], union[other]] += factor
+                local[union[one]] = -1
+            for one in range(size):
+                local[union[one]] = -1
+            continue
+        mean = np.zeros(size)
+        for path in range(first, last):
+            for position in range(path_start[path], path_start[path + 1]):
+                row = index[path_links[position]]
+                if row >= 0:
+                    mean[local[row]] += weight[path] / whole
+        block = np.empty((size, size))
+        for one in range(size):
+            for other in range(size):
+                block[one, other] = factor * mean[one] * mean[other]
+        offset = np.empty(size)
+        for path in range(first, last):
+            for one in range(size):
+                offset[one] = -mean[one]
+            for position in range(path_start[path], path_start[path + 1]):
+                row = index[path_links[position]]
+                if row >= 0:
+                    offset[local[row]] += 1.0
+            for one in range(size):
+                scaled = weight[path] * offset[one]
+                for other in range(size):
+                    block[one, other] += scaled * offset[other]
+        for one in range(size):
+            for other in range(size):
+                matrix[union[one], union[other]] += block[one, other]
+        for one in range(size):
+            local[union[one]] = -1
+    return matrix

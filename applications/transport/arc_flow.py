@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from blocc.applications.transport.network import Network
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 from scipy.special import expit
 
+from blocc.applications.transport.network import Network
 from blocc.arrays import asarray_like, namespace, to_numpy
 from blocc.errors import InvalidInputError
 from blocc.gradients import Function

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from blocc.applications.transport.network import Network
 from numpy.typing import ArrayLike, NDArray
 
+from blocc.applications.transport.network import Network
 from blocc.errors import InvalidInputError, MissingDependencyError, require
 
 Floats = NDArray[np.float64]

@@ -12,7 +12,7 @@ import csv
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -20,13 +20,13 @@ from typing import Any
 
 import cvxpy
 import numpy as np
-from blocc.applications.transport.network import Network
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import block_array, coo_array, csr_array, diags_array, eye_array
 from scipy.sparse.csgraph import dijkstra
 from scipy.sparse.linalg import splu
 from scipy.special import expit, logit, xlogy
 
+from blocc.applications.transport.network import Network
 from blocc.errors import InvalidInputError, LowerNotSolvedError
 
 cp: Any = cvxpy  # its lazy exports are invisible to type checkers
@@ -37,8 +37,17 @@ Integers = NDArray[np.int64]
 # and what such a link could carry changes neither objective by more than about this part.
 CLOSED = 1e-9
 
-# Clarabel often stops a little short of this; what counts is the recomputed gap.
+# Clarabel often stops a little short of this; what counts is the error after the polish.
 _TOLERANCE = 1e-12
+_GOOD = 1e-9
+# Where capacities span many orders of magnitude its defaults may fail; each of these rescues some.
+_SETTINGS: tuple[Mapping[str, Any], ...] = (
+    {},
+    {"static_regularization_constant": 1e-11, "static_regularization_proportional": 0.0},
+    {"max_step_fraction": 0.6},
+    {"equilibrate_enable": False},
+)
+_POLISHES = 6
 _ACCEPTED = 1e-6
 
 
@@ -186,6 +195,8 @@ def _solve(network: Network, capacity: ArrayLike, gamma: float | None) -> Respon
     capacity = as_capacity(network, capacity)
     total_trips = float(network.trips.sum())
     opened = np.flatnonzero(capacity > CLOSED * max(1.0, total_trips))
+    # no link ever carries more than all trips: more capacity than that only spoils the scaling
+    limit = np.minimum(capacity[opened], total_trips)
     served = _connected(network, opened) & (network.trips > 0)
     scale = 1.0 if gamma is None else gamma
     worth = np.zeros(len(network.trips)) if gamma is None else network.revenue
@@ -198,11 +209,8 @@ def _solve(network: Network, capacity: ArrayLike, gamma: float | None) -> Respon
     share = np.zeros(len(network.trips))
     status = "nothing to serve"
     if served.any():
-        # no link ever carries more than all trips: more capacity than that only spoils the scaling
-        limit = np.minimum(capacity[opened], total_trips)
         program = _Program.build(network, opened, np.flatnonzero(served), limit, attraction)
-        point, status = program.conic()
-        point = program.polish(point)
+        point, status = program.solve()
         flow[opened], share[served], price[opened] = (
             point.arcs.sum(axis=0),
             point.share,
@@ -217,9 +225,7 @@ def _solve(network: Network, capacity: ArrayLike, gamma: float | None) -> Respon
     value -= float((network.trips * worth) @ share)
     # dual bound: the minimum over a share is a log-sum-exp of the cheapest path, and the entropy
     # terms of a pair that cannot be served are -1
-    bound = float(network.trips @ (network.alternative_time - 1.0)) - float(
-        price[opened] @ capacity[opened]
-    )
+    bound = float(network.trips @ (network.alternative_time - 1.0)) - float(price[opened] @ limit)
     bound -= float(network.trips[served] @ np.logaddexp(0.0, (attraction - path_cost)[served]))
     bound = scale * bound + constant
     gap = (value - bound) / (1 + abs(value))
@@ -267,7 +273,27 @@ class _Program:
         origins, row = np.unique(network.origin[pairs], return_inverse=True)
         return cls(network, links, pairs, limit, attraction[pairs], origins, row)
 
-    def conic(self) -> tuple[_Point, str]:
+    def solve(self) -> tuple[_Point, str]:
+        """Best polished answer over Clarabel's settings, the first good one at once."""
+        best, status, failure = None, "", LowerNotSolvedError("nothing was tried")
+        for settings in _SETTINGS:
+            try:
+                point, status = self.conic(settings)
+            except LowerNotSolvedError as error:
+                failure = error
+                continue
+            for step in range(_POLISHES):
+                if best is None or self.error(point) < self.error(best):
+                    best = point
+                if step and self.error(best) < _GOOD:
+                    return best, status
+                point = self.newton(point)
+        if best is None:
+            raise failure
+        return best, status
+
+    def conic(self, settings: Mapping[str, Any]) -> tuple[_Point, str]:
+        """Arc flows by origin with conic entropies."""
         network, trips = self.network, self.network.trips[self.pairs]
         # Units: flows by the largest capacity, shares by a bound on them, so that tiny capacities
         # are as easy as large ones.
@@ -287,7 +313,7 @@ class _Program:
         objective = network.travel_time[self.links] @ total + linear @ part - entropy
         limit = total <= self.limit / unit
         problem = cp.Problem(cp.Minimize(objective), [limit, arcs >= 0, *conservation])
-        status = _run(problem)
+        status = _run(problem, settings)
         values = (arcs.value, part.value, limit.dual_value)
         if any(value is None or not np.isfinite(value).all() for value in values):
             raise LowerNotSolvedError(f"Clarabel ended with status {status!r} and no answer")
@@ -298,12 +324,12 @@ class _Program:
         )
         return point, status
 
-    def polish(self, start: _Point) -> _Point:
+    def newton(self, start: _Point) -> _Point:
         """Newton's method on the optimality conditions of the active set that ``start`` shows.
 
         Interior-point answers are off by the square root of their gap where a link's price and
         slack are both zero. That is every free link of a design whose capacities were set to the
-        flows, so it matters here. The point is kept only if it satisfies all the conditions better.
+        flows, so it matters here. Repeated from its own answer it corrects the active set.
         """
         network, count, n = self.network, len(self.links), len(self.network.nodes)
         tail, head = network.tail[self.links], network.head[self.links]
@@ -361,8 +387,7 @@ class _Program:
         arcs[used] = np.maximum(primal[:flows], 0.0)
         if actives:
             price[active] = np.maximum(dual[len(dual) - actives :], 0.0)
-        point = _Point(arcs, primal[flows:], price)
-        return point if self.error(point) < self.error(start) else start
+        return _Point(arcs, primal[flows:], price)
 
     def error(self, point: _Point) -> float:
         """Largest violation of the optimality conditions."""
@@ -426,7 +451,7 @@ def solve_relaxation(network: Network, *, cap_shares: bool = False) -> Relaxatio
             cp.Minimize(network.capacity_cost @ variable - worth @ s),
             [cp.sum(arcs, axis=0) <= variable, arcs >= 0, s <= most[served], s >= 0, *conservation],
         )
-        status = _run(problem)
+        status = _run(problem, {})
         if s.value is None:
             raise LowerNotSolvedError(f"Clarabel ended with status {status!r} and no answer")
         share[served], capacity = np.clip(s.value, 0, 1), np.maximum(variable.value, 0)
@@ -531,7 +556,7 @@ def _flows(
     return arcs, share, [inflow[keep] == sinks[keep] @ share]
 
 
-def _run(problem: Any) -> str:
+def _run(problem: Any, settings: Mapping[str, Any]) -> str:
     """Solve as tightly as Clarabel can; the caller judges the answer by its own gap."""
     try:
         with warnings.catch_warnings():
@@ -542,6 +567,7 @@ def _run(problem: Any) -> str:
                 tol_gap_rel=_TOLERANCE,
                 tol_feas=_TOLERANCE,
                 max_iter=500,
+                **settings,
             )
     except cp.SolverError as error:
         raise LowerNotSolvedError(f"Clarabel failed: {error}") from error

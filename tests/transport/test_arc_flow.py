@@ -7,11 +7,11 @@ import dataclasses
 import array_api_strict as strict
 import numpy as np
 import pytest
-from blocc.applications.transport import arc_flow, reference
-from blocc.applications.transport import network as networks
 from scipy.special import expit
 
 import blocc
+from blocc.applications.transport import arc_flow, reference
+from blocc.applications.transport import network as networks
 from blocc.errors import InvalidInputError
 
 

@@ -13,11 +13,11 @@ import networkx
 import numpy as np
 import pandas
 import pytest
-from blocc.applications.transport import network as networks
-from blocc.applications.transport.network import Network
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from blocc.applications.transport import network as networks
+from blocc.applications.transport.network import Network
 from blocc.errors import InvalidInputError, MissingDependencyError
 
 DATA = importlib.resources.files("blocc.data")

@@ -10,10 +10,10 @@ import os
 import numpy as np
 import pandas
 import pytest
-from blocc.applications.transport import network as networks
-from blocc.applications.transport import output, reference
 from matplotlib import image
 
+from blocc.applications.transport import network as networks
+from blocc.applications.transport import output, reference
 from blocc.errors import InvalidInputError
 
 

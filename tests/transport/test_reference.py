@@ -9,10 +9,10 @@ from pathlib import Path
 import cvxpy as cp
 import numpy as np
 import pytest
-from blocc.applications.transport import network as networks
-from blocc.applications.transport import reference
 from scipy.special import expit
 
+from blocc.applications.transport import network as networks
+from blocc.applications.transport import reference
 from blocc.errors import InvalidInputError
 
 FIGURES = Path("/work/shared/reference/transit.json")
@@ -143,6 +143,19 @@ def test_extreme_capacities(network, capacity):
     answer = reference.solve_lower(network, capacity)
     assert abs(answer.gap) < 1e-8
     assert answer.violation < 1e-9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_capacities_over_five_orders_of_magnitude(seed):
+    """What an unfinished design looks like: main lines, dust, and everything between."""
+    network = networks.load("seville" if seed % 2 else "nine_node")
+    generator = np.random.default_rng(seed)
+    size = len(network.link_id)
+    capacity = 10 ** generator.uniform(-4, 2, size) * (generator.random(size) < 0.7)
+    answer = reference.solve_lower(network, capacity)
+    assert abs(answer.gap) < 1e-7
+    shares = expit(network.alternative_time - answer.path_cost)
+    np.testing.assert_allclose(answer.share, shares, atol=1e-6)
 
 
 def test_relaxation_bounds():

@@ -46,7 +46,9 @@ _CUTS = 8  # at most so many used in a step
 _FRACTIONS = tuple(1.35**-k for k in range(20, -1, -1))  # of the range of x_i, in the scan
 _SCANNED = 4  # local minima of a scan from which to run, beside better points
 _ROUNDS = 10  # of scans
-_TIERS = (1e-12, 1e-9)  # of gap and violation: answers of one tier are ranked by f
+_SOLVED = 1e-7  # gap and violation above which an answer is ranked by these alone
+_ROUNDING = 1e-12  # gap and violation that cost an answer nothing
+_TIGHT = 1e-9  # what a response may violate, and an answer that attains the bound
 _LOWER_TOL = 1e-10
 
 
@@ -120,21 +122,20 @@ class JointPoint:
     def better(self, other: JointPoint | None) -> bool:
         """Whether this point ranks before another.
 
-        A better solved lower level comes first: the error in f goes with the square root of the
-        gap, so that ranking by f alone would prefer the loosest answers.
+        f alone would prefer the loosest answer: a lower-level gap buys an error in f that goes
+        with the gap's square root, or fourth root where the lower objective is flat. So f is
+        charged that much, for all but rounding.
         """
         if other is None:
             return True
-        if self.tier != other.tier:
-            return self.tier < other.tier
-        if self.tier == len(_TIERS):
+        if max(self.error, other.error) > _SOLVED:
             return self.error < other.error
-        return self.objective < other.objective
+        return self._charged < other._charged
 
     @property
-    def tier(self) -> int:
-        """How well the lower level is solved, 0 best."""
-        return sum(self.error > level for level in _TIERS)
+    def _charged(self) -> float:
+        error = max(self.error - _ROUNDING, 0.0)
+        return self.objective + error**0.25 * (1.0 + abs(self.objective))
 
 
 # ------------------------------------------------------------------------------------ merit function
@@ -614,7 +615,7 @@ class Joint:
     @property
     def attained(self) -> bool:
         """Whether the best point attains the bound."""
-        if self.bound is None or self.best is None or self.best.tier > 0:
+        if self.bound is None or self.best is None or self.best.error > _TIGHT:
             return False
         return self.best.objective - self.bound <= 0.1 * self.tol * (1.0 + abs(self.bound))
 
@@ -717,7 +718,7 @@ class Joint:
         own = self.measure(x, np.asarray(saddle.y), saddle)
         candidates = [own]
         joint = self.measure(x, v[self.nx :], saddle)
-        if own.tier > 0 or joint.objective < own.objective - 1e-4 * (1.0 + abs(own.objective)):
+        if own.error > _TIGHT or joint.objective < own.objective - 1e-4 * (1.0 + abs(own.objective)):
             held = self._hold(joint, FINAL)
             if held is not None:
                 joint = self.measure(x, held[self.nx :], saddle)
@@ -746,7 +747,7 @@ class Joint:
         except LowerLevelError:
             return None
         point = self.measure(x, np.asarray(saddle.y), saddle)
-        return point if point.violation <= _TIERS[-1] and np.isfinite(point.objective) else None
+        return point if point.violation <= _TIGHT and np.isfinite(point.objective) else None
 
     def scan(self, base: JointPoint, tried: set[tuple[float, ...]]) -> list[JointPoint]:
         """Local minima of the response along the axes through a point, best first.

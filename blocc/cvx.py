@@ -9,6 +9,7 @@ terms of the lower objective in x alone are parameters too, so their gradient is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import cvxpy as cp
@@ -19,11 +20,24 @@ from cvxpy.atoms.affine.affine_atom import AffAtom
 from cvxpy.atoms.affine.binary_operators import DivExpression
 from cvxpy.atoms.affine.wraps import nonneg_wrap, psd_wrap, symmetric_wrap
 
+from blocc.certificate import Certificate
 from blocc.conic import ConicAnswer, ConicProgram
 from blocc.cvx_functions import Functions, Layout
-from blocc.errors import InvalidInputError, LowerLevelError, UnsupportedModelError
-from blocc.methods.joint import Derivatives
+from blocc.cvx_check import Check, check_problem
+from blocc.cvx_global import branch_and_bound
+from blocc.errors import (
+    InvalidInputError,
+    LowerInfeasibleError,
+    LowerLevelError,
+    SolveError,
+    UnsupportedModelError,
+)
+from blocc.methods import homotopy
+from blocc.methods.homotopy import METHODS, OnFailure
+from blocc.methods.joint import FINAL, LOCAL, MAX_VARIABLES, Derivatives, Joint, JointPoint
 from blocc.model import LowerResiduals, Relaxation, Saddle
+from blocc.progress import Progress, Record
+from blocc.result import Result, Status
 from blocc.sets import Box, ConvexSet
 
 Vector = npt.NDArray[np.float64]
@@ -451,6 +465,8 @@ class BilevelProblem:
         ]
         self._penalized: tuple[_Compiled, _Compiled] | None = None
         self._relaxation: Any = None
+        self._parameter_values: dict[int, Any] | None = None
+        self._parameters_changed()
 
     # ---------------------------------------------------------------------------------------- structure
     def _collect_variables(self) -> None:
@@ -661,6 +677,7 @@ class BilevelProblem:
                 product, slope, worst, bad = term.evaluate(v)
                 lagrangian += product
                 gradient += slope
+                magnitude = max(magnitude, float(np.max(np.abs(slope), initial=0.0)))
                 complementarity += abs(product) if not term.equality else 0.0
                 violation = max(violation, worst / scale)
                 negative = max(negative, bad)
@@ -751,6 +768,295 @@ class BilevelProblem:
         v = self._relaxation.primal(answer)
         bound = answer.value - answer.gap * (1.0 + abs(answer.value))
         return Relaxation(x=v[: self.n_upper], y=v[self.n_upper :], bound=bound)
+
+    # ---------------------------------------------------------------------------------------- solving
+    def solve(
+        self,
+        gamma: float | None = None,
+        starts: int | str = 1,
+        global_: bool = False,
+        tol: float = 1e-6,
+        seed: int = 0,
+        verbose: bool = False,
+        on_failure: OnFailure = "raise",
+        *,
+        method: str = "auto",
+        warm_start: bool = False,
+        callback: Callable[[Record], None] | None = None,
+    ) -> Result:
+        """Solve the bilevel program and certify the answer.
+
+        Starts from the upper variables' ``.value`` where these are set. Afterwards all variables have
+        their ``.value``.
+
+        Parameters
+        ----------
+        gamma : float, optional
+            Fix the penalty (as the published method does) instead of raising it in stages. Takes steps in x.
+        starts : int or "range"
+            More starts, for problems with many local solutions: random points of the range of x, or its
+            extremes in every direction (deterministic).
+        global_ : bool
+            Prove global optimality by branch and bound on x (at most 3 upper variables), to a relative gap of 1e-3
+            or ``tol``, whichever is larger.
+        tol : float
+            Relative tolerance of the certificate.
+        seed : int
+            Of the random starts.
+        verbose : bool
+            Print one header, one table, one status line.
+        on_failure : {"raise", "return"}
+            Raise SolveError, with the partial result, where no certified answer was found; or return it.
+        method : {"auto", "joint", "lbfgsb", "spectral", "convex_concave"}
+            "joint" steps in (x, y); the others in x alone, for large lower levels. "auto" chooses by size.
+        warm_start : bool
+            Keep the compiled programs even if parameters changed shape-free values, and start from the last answer.
+            (The compiled programs are always kept; this only says where to start.)
+        callback : callable, optional
+            Called with a dict after every stage.
+
+        Returns
+        -------
+        Result
+            ``x``, ``y`` and ``duals`` are dicts by name.
+
+        Raises
+        ------
+        SolveError, LowerLevelError, UnsupportedModelError, InvalidInputError
+        """
+        if on_failure not in ("raise", "return"):
+            raise InvalidInputError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
+        if method not in ("auto", "joint", *METHODS):
+            raise InvalidInputError(f"method must be 'joint' or one of {METHODS}, got {method!r}")
+        if not 0 < tol < 1:
+            raise InvalidInputError(f"tol must be between 0 and 1, got {tol}")
+        progress = Progress(verbose, callback)
+        if self._parameters_changed():
+            self.refresh()
+        small = self.layout.size <= MAX_VARIABLES
+        if gamma is not None or method not in ("auto", "joint") or (method == "auto" and not small):
+            in_x = method if method in METHODS else "auto"
+            result = homotopy.solve(
+                ModelInX(self),
+                self._start(),
+                gamma=gamma,
+                method=in_x,  # type: ignore[arg-type]
+                tol=tol,
+                progress=progress,
+                on_failure="return",
+            )
+            result = self._named_result(result)
+        else:
+            result = self._solve_joint(starts, seed, tol, progress, global_)
+        for variable in self.layout.variables:
+            values = result.x if variable.name() in result.x else result.y
+            variable.save_value(np.asarray(values[variable.name()]))
+        if on_failure == "raise" and not result.success:
+            raise SolveError(f"{result.message}. The answer is in this exception's result", result)
+        return result
+
+    def _parameters_changed(self) -> bool:
+        now = {
+            p.id: None if p.value is None else _flat_value(p.value)
+            for e in self._expressions
+            for p in e.parameters()
+        }
+        before, self._parameter_values = self._parameter_values, now
+        return before is None or any(
+            not np.array_equal(now[k], before.get(k)) for k in now if now[k] is not None
+        )
+
+    def _start(self) -> Vector:
+        lower, upper = (bound[: self.n_upper] for bound in self.bounds)
+        default = np.clip(np.zeros(self.n_upper), lower, upper)
+        for variable in self.upper_layout.variables:
+            if variable.value is not None:
+                default[self.upper_layout.slices[variable.id]] = _flat_value(variable.value)
+        return np.clip(default, lower, upper)
+
+    def _solve_joint(
+        self, starts: int | str, seed: int, tol: float, progress: Progress, global_: bool
+    ) -> Result:
+        progress.header(
+            f"blocc: {self.n_upper} upper and {self.n_lower} lower variables, joint method, tol {tol:.0e}"
+        )
+        bound: float | None = None
+        with progress.timed("relaxation"):
+            try:
+                bound = self.relaxation().bound
+            except (UnsupportedModelError, LowerLevelError):
+                pass  # no convex relaxation, or none with a minimiser: no bound
+        with progress.timed("joint"):
+            method = Joint(self, self._start(), bound=bound, tol=tol, progress=progress)
+            point = method.solve(starts, seed)
+        if point is None:
+            raise LowerInfeasibleError(
+                "no x was found at which the lower level has an answer: check the signs of its constraints, "
+                "or set x.value to a point where it has one"
+            )
+        if global_:
+            with progress.timed("branch and bound"):
+                point, bound = branch_and_bound(self, point, bound, max(tol, 1e-3))
+        with progress.timed("certificate"):
+            certificate, saddle, objective = self._certificate(method, point, bound, tol)
+        if certificate.optimal(max(tol, 1e-3) if global_ else tol):
+            status = Status.OPTIMAL
+        elif certificate.ok(tol):
+            status = Status.STATIONARY
+        elif certificate.lower_ok(tol):
+            status = Status.FEASIBLE
+        else:
+            status = Status.LOWER_NOT_SOLVED
+        message = status.value
+        if status is Status.FEASIBLE:
+            message += (
+                f" (descent of {certificate.stationarity:.1e} left); more starts may help: "
+                'solve(starts="range")'
+            )
+        progress.timings["total"] = progress.seconds
+        progress.status(f"status: {status.name.lower()}: {message}; objective {objective:.8g}")
+        return self._named_result(
+            Result(
+                x=point.x,
+                y=point.y,
+                objective=objective,
+                lower_objective=self.derivatives(point.x, point.y).lower,
+                bound=bound,
+                status=status,
+                duals=saddle.duals,
+                certificate=certificate,
+                records=tuple(progress.records),
+                timings=dict(progress.timings),
+                message=message,
+            )
+        )
+
+    def _certificate(
+        self, method: Joint, point: JointPoint, bound: float | None, tol: float
+    ) -> tuple[Certificate, Saddle, float]:
+        """Every residual afresh: the lower level is solved again at x, cold."""
+        x, y = point.x, point.y
+        saddle = self.lower(x)
+        own = self.residuals(x, saddle.y, saddle.duals)
+        chosen = self.residuals(x, y, saddle.duals)
+        proven = max(own.bound, saddle.value - saddle.gap * (1.0 + abs(saddle.value)))
+        objective = self.upper(x, y)
+        # at a kink the penalised optimum lies O(1/gamma) from the true one: look closer where it shows
+        for gamma in (LOCAL[-1], *FINAL):
+            stationarity = method.stationarity(point, gamma)
+            if stationarity <= 0.1 * tol:
+                break
+        return (
+            Certificate(
+                lower_gap=(chosen.objective - proven) / (1.0 + abs(chosen.objective)),
+                violation=max(chosen.violation, self.upper_violation(x, y)),
+                dual_infeasibility=own.dual_infeasibility,
+                complementarity=own.complementarity,
+                stationarity=stationarity,
+                gamma=gamma,
+                radius=0.0,
+                response_objective=self.upper(x, saddle.y),
+                response_violation=self.upper_violation(x, saddle.y),
+                penalized_objective=objective,
+                bound=bound,
+                bound_gap=None if bound is None else (objective - bound) / (1.0 + abs(objective)),
+            ),
+            saddle,
+            objective,
+        )
+
+    def _named_result(self, result: Result) -> Result:
+        """The same result with arrays by variable name and in the user's sense of optimisation."""
+
+        def named(layout: Layout, vector: Vector) -> dict[str, Any]:
+            values = layout.unpack(np.asarray(vector))
+            return {v.name(): np.asarray(u) for v, u in zip(layout.variables, values, strict=True)}
+
+        certificate = result.certificate
+        if self.sign < 0:
+            certificate = replace(
+                certificate,
+                response_objective=-certificate.response_objective,
+                penalized_objective=-certificate.penalized_objective,
+                bound=None if certificate.bound is None else -certificate.bound,
+            )
+        lower_sign = self.lowers[0].sign if len({item.sign for item in self.lowers}) == 1 else 1.0
+        return replace(
+            result,
+            x=named(self.upper_layout, result.x),
+            y=named(self.lower_layout, result.y),
+            objective=self.sign * result.objective,
+            lower_objective=lower_sign * result.lower_objective,
+            bound=None if result.bound is None else self.sign * result.bound,
+            certificate=certificate,
+        )
+
+    def certify(self, result: Result, solver: str | None = None) -> dict[str, float]:
+        """Check an answer independently: every lower level is solved again by CVXPY, x as constants.
+
+        Parameters
+        ----------
+        result : Result
+        solver : str, optional
+            A CVXPY solver; default an interior-point solver other than the one that produced the answer where
+            one fits (HiGHS for linear, PIQP for quadratic lower levels), else Clarabel.
+
+        Returns
+        -------
+        dict
+            ``lower_gap`` and ``violation`` (relative, as in the certificate), ``lower_value``.
+        """
+        values = {v.id: cp.Constant(result.x[v.name()]) for v in self.upper_layout.variables}
+        total = 0.0
+        for item in self.lowers:
+            same = {v.id: v for v in item.variables}
+            visitor = _Parametriser([], {**same, **values})
+            problem = cp.Problem(
+                cp.Minimize(visitor.visit(item.expression)),
+                [visitor.constraint(c) for c in item.constraints.values()],
+            )
+            saved = {v.id: v.value for v in item.variables}
+            chosen = solver or _independent_solver(problem)
+            options = {"CLARABEL": {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}}
+            total += float(problem.solve(solver=chosen, **options.get(chosen, {})))
+            for variable in item.variables:
+                variable.save_value(saved[variable.id])
+        x = self.upper_layout.pack([result.x[v.name()] for v in self.upper_layout.variables])
+        y = self.lower_layout.pack([result.y[v.name()] for v in self.lower_layout.variables])
+        data = self.derivatives(x, y)
+        v = np.concatenate([x, y])
+        worst = max(
+            float(np.max(part, initial=0.0))
+            for part in (
+                data.inequality,
+                np.abs(data.equality),
+                self.bounds[0] - v,
+                v - self.bounds[1],
+            )
+        )
+        return {
+            "lower_gap": (data.lower - total) / (1.0 + abs(total)),
+            "violation": worst / (1.0 + float(np.abs(v).max())),
+            "lower_value": total,
+        }
+
+    # --------------------------------------------------------------------------------------- checking
+    def check(self) -> Check:
+        """Say which of the method's assumptions hold, fail or are unknown, each with a remedy."""
+        return check_problem(self)
+
+
+def _flat_value(value: Any) -> Vector:
+    if sparse.issparse(value):
+        value = value.toarray()
+    return np.ravel(np.asarray(value, dtype=float), order="F")
+
+
+def _independent_solver(problem: Any) -> str:
+    installed = cp.installed_solvers()
+    if problem.is_lp() and "HIGHS" in installed:
+        return "HIGHS"
+    return "PIQP" if problem.is_qp() and "PIQP" in installed else "CLARABEL"
 
 
 def _row(jacobian: Any, index: int = 0) -> Vector:
@@ -853,3 +1159,29 @@ class ConvexRegion:
             moved = self.project(point - gradient)
             return np.asarray(0.0), point - moved
         return np.asarray(float(gradient @ point) - answer.value), np.zeros_like(gradient)
+
+
+class ModelInX:
+    """A :class:`BilevelProblem` as seen by methods that step in x alone.
+
+    Optional capabilities (relaxation, convex-concave step) are there only where the problem has them.
+
+    Parameters
+    ----------
+    problem : BilevelProblem
+    """
+
+    def __init__(self, problem: BilevelProblem) -> None:
+        self.problem = problem
+        self.x_set = problem.x_set
+        self.upper = problem.upper
+        self.upper_violation = problem.upper_violation
+        self.lower = problem.lower
+        self.penalized = problem.penalized
+        self.residuals = problem.residuals
+        try:
+            problem.relaxation()
+        except (UnsupportedModelError, LowerLevelError):
+            pass
+        else:
+            self.relaxation = problem.relaxation

@@ -13,8 +13,10 @@ from typing import Any
 
 from blocc.errors import LowerLevelError
 from blocc.methods.descent import stationarity
+from blocc.methods.gradient_sampling import LARGEST, RADIUS, kink_stationarity
 from blocc.model import HasConvexConcaveStep, LowerResiduals, Model, Saddle
 from blocc.penalty import Evaluation, Penalty, Response
+from blocc.sets import Box
 
 Array = Any
 
@@ -42,6 +44,8 @@ class Certificate:
     stationarity : float
         Relative first-order residual in x, of F_gamma at ``gamma`` (of the true response where gamma is ``inf``):
         the projected gradient, or, for models with a convex-concave step, the decrease that the step promises.
+    radius : float
+        Zero, or at a kink the relative radius within which gradients were combined (Goldstein's stationarity).
     gamma : float
         See stationarity.
     response_objective : float
@@ -61,6 +65,7 @@ class Certificate:
     dual_infeasibility: float
     complementarity: float
     stationarity: float
+    radius: float
     gamma: float
     response_objective: float
     response_violation: float
@@ -95,6 +100,8 @@ class Certificate:
         rows.append(
             f"  {'response_objective':<22}{self.response_objective:>12.6g}   f at the lower level's own answer"
         )
+        if self.radius:
+            rows.append(f"  {'radius':<22}{self.radius:>12.1e}   a kink: gradients combined within this distance")
         if self.bound is None:
             rows.append(f"  {'bound':<22}{'none':>12}   no convex relaxation, so no proven bound")
         else:
@@ -176,17 +183,22 @@ def certify(
         )
     ):
         y, chosen = here.penalized.y, optimistic
-    objective = model.upper(x, y)
+    objective, radius = model.upper(x, y), 0.0
     if isinstance(model, HasConvexConcaveStep) and not extrapolate:
         first_order = predicted_decrease(model, here, tol=saddle_tol)
     else:
         first_order = stationarity(x, here.gradient, model.x_set)
+        few = isinstance(model.x_set, Box) and math.prod(x.shape) <= LARGEST
+        if first_order > tol and few and not extrapolate:
+            oracle = Penalty(model, gamma, tol=saddle_tol)
+            first_order, radius = kink_stationarity(oracle, here, model.x_set), RADIUS
     certificate = Certificate(
         lower_gap=_gap(chosen, dual),
         violation=max(chosen.violation, model.upper_violation(x, y)),
         dual_infeasibility=dual.dual_infeasibility,
         complementarity=dual.complementarity,
         stationarity=first_order,
+        radius=radius,
         gamma=math.inf if extrapolate else gamma,
         response_objective=own,
         response_violation=own_violation,

@@ -371,6 +371,7 @@ def solve(
     restart = _Restart(problem, y, mu)
     history: list[float] = []
     seen_mu = dict(mu)
+    best = _Best(1e6 * precision(y), 10 * check_every)
 
     for iteration in range(max_iterations + 1):
         if iteration % check_every == 0:
@@ -380,14 +381,15 @@ def solve(
                 raise LowerNotSolvedError(
                     f"{name}: its functions are not finite at a point that the solver reached"
                 )
-            if looked.residual <= tol:
+            best.see(looked.residual, iteration)
+            if looked.residual <= max(tol, best.floor(iteration)):
                 steps = Steps(primal_weights, dual_weights, eta, omega)
                 return SaddlePoint(
                     looked.y, looked.duals, looked.residual, iteration, tuple(history), steps
                 )
             _raise_if_hopeless(problem, looked, {k: mu[k] - seen_mu[k] for k in mu}, y, name)
             seen_mu = dict(mu)
-            if iteration == max_iterations:
+            if iteration == max_iterations or best.stalled(iteration):
                 break
             if looked.restarts:
                 y, mu, values, gradient = looked.y, looked.duals, looked.values, looked.gradient
@@ -443,7 +445,7 @@ def solve(
             values[b] = xp.where(accept, values_new[b], values[b])
         restart.add(xp.where(accept, used, zero), y, mu)
     raise LowerNotSolvedError(
-        f"{name}: relative KKT residual {looked.residual:.2e} after {max_iterations} iterations, asked for {tol:.1e}. "
+        f"{name}: relative KKT residual {looked.residual:.2e} after {iteration} iterations, asked for {tol:.1e}. "
         "Scale the problem, bound y, or loosen tol"
     )
 
@@ -458,6 +460,34 @@ class _Look:
     gradient: Array
     residual: float
     restarts: bool = False
+
+
+@dataclass
+class _Best:
+    """The best residual so far and when it last fell: tells rounding level and stalls from progress."""
+
+    rounding: float
+    patience: int
+    residual: float = math.inf
+    halved: float = math.inf
+    fell: int = 0
+    halved_at: int = 0
+
+    def see(self, residual: float, iteration: int) -> None:
+        """Count a residual."""
+        if residual < 0.9 * self.residual:
+            self.residual, self.fell = residual, iteration
+        if residual < 0.5 * self.halved:
+            self.halved, self.halved_at = residual, iteration
+
+    def floor(self, iteration: int) -> float:
+        """Residual to be content with: at rounding level, once nothing more is gained there."""
+        settled = self.residual <= self.rounding and iteration - self.fell >= self.patience
+        return 1.1 * self.residual if settled else 0.0
+
+    def stalled(self, iteration: int) -> bool:
+        """Whether the residual has not halved in the second half of a long run."""
+        return iteration > 20_000 and iteration - self.halved_at > iteration // 2
 
 
 class _Restart:
@@ -549,7 +579,7 @@ def _raise_if_hopeless(
     told = xp.stack([size, slack, unsupported])
     largest, proof, left = (float(told[i]) for i in range(3))
     scale = 1.0 + largest
-    if proof > 1e3 * precision(y) * scale and left * scale <= 1e-3 * proof:
+    if proof > 1e5 * precision(y) * scale and left * scale <= 1e-3 * proof:
         worst = {
             k: float(xp.max(xp.abs(v) if problem.constraints[k].equality else v))
             for k, v in looked.values.items()

@@ -146,10 +146,10 @@ def lbfgsb(
             jac=True,
             method="L-BFGS-B",
             bounds=list(zip(lower, upper, strict=True)),
-            options={"maxiter": max_iterations, "ftol": 0.0, "gtol": 0.1 * tol, "maxls": 40},
+            options={"maxiter": max_iterations, "ftol": 0.0, "gtol": 0.1 * tol, "maxls": 20},
         )
         if stationarity(best.x, best.gradient, x_set) <= tol:
             break
-        if not best.value < before - 1e-12 * (1 + abs(before)):
+        if not best.value < before - NOISE * (1 + abs(before)):
             break
     yield best

@@ -18,6 +18,7 @@ from blocc.certificate import Certified, certify, predicted_decrease
 from blocc.errors import InvalidInputError, LowerLevelError, SolveError, SolveInterrupted
 from blocc.methods import descent
 from blocc.methods.convex_concave import convex_concave
+from blocc.methods.gradient_sampling import LARGEST, gradient_sampling
 from blocc.model import (
     CanRestore,
     HasConvexConcaveStep,
@@ -93,7 +94,7 @@ class Homotopy:
         self.schedule: Schedule = getattr(model, "schedule", Schedule())
         self.method = self._choose(method)
         self.warm = Warm()
-        self.floor = 1e-11
+        self.floor = 1e-13
 
     def _choose(self, method: Method) -> str:
         if method == "convex_concave" and not isinstance(self.model, HasConvexConcaveStep):
@@ -132,7 +133,7 @@ class Homotopy:
             oracle, here, self.model.x_set, tol=tol, max_iterations=budget
         ):
             here = accepted
-        if tol > self.tol:
+        if tol > self.tol or descent.stationarity(here.x, here.gradient, self.model.x_set) > 1e3 * tol:
             yield here
             return
         # near the end values are level within their noise, and only gradients still tell: spectral steps use them
@@ -199,18 +200,37 @@ class Homotopy:
             relative = abs(here.penalty) / (1.0 + abs(here.response))
             last = last or relative <= self.tol or gamma >= self.schedule.limit
             last = last or state.iterations >= self.max_iterations
-            if relative <= POLISH_AT and not state.polished and self.fixed_gamma is None:
+            smooth = self.method != "convex_concave" and self.fixed_gamma is None
+            if relative <= POLISH_AT and smooth and not state.polished:
                 state.polished = True
                 polished = self._polish(state, gamma)
                 if polished is not None:
                     yield polished
                     return
             if last:
-                state.x = self._probe(state, here, penalty, self.method, stage_tol).x
+                here = self._probe(state, here, penalty, self.method, stage_tol)
+                state.x = self._at_kink(state, here, penalty).x
                 yield _Candidate(state.x, gamma, extrapolate=False)
                 return
             state.gamma, state.stage = gamma * self.schedule.factor, state.stage + 1
             self._save(state)
+
+    def _at_kink(self, state: _State, here: Evaluation, penalty: Penalty) -> Evaluation:
+        """Gradient sampling from where smooth steps ended without a small gradient."""
+        x_set = self.model.x_set
+        if self.method == "convex_concave" or not isinstance(x_set, Box):
+            return here
+        if math.prod(here.x.shape) > LARGEST:
+            return here
+        if descent.stationarity(here.x, here.gradient, x_set) <= self.tol:
+            return here
+        with self.progress.timed("gradient sampling"):
+            for accepted in gradient_sampling(
+                penalty, here, x_set, tol=self.tol, max_iterations=30
+            ):
+                here = accepted
+                self._record(state, here, "sampling", math.nan)
+        return here
 
     def _probe(
         self, state: _State, here: Evaluation, oracle: Any, method: str, tol: float
@@ -253,12 +273,13 @@ class Homotopy:
             there = self._minimize(state, oracle, method, self.tol)
         except LowerLevelError:
             return None
-        there = self._probe(state, there, oracle, method, self.tol)
+        if descent.stationarity(there.x, there.gradient, self.model.x_set) <= self.tol:
+            there = self._probe(state, there, oracle, method, self.tol)
+        if descent.stationarity(there.x, there.gradient, self.model.x_set) > self.tol:
+            return None  # a kink: only the penalty's stages end there
         if self.model.upper_violation(there.x, there.lower.y) > self.tol:
             return None  # the response breaks an upper constraint on y, which only the penalty sees
         if there.response > before + self.tol * (1.0 + abs(before)):
-            return None
-        if descent.stationarity(there.x, there.gradient, self.model.x_set) > self.tol:
             return None
         state.x = there.x
         return _Candidate(there.x, gamma, extrapolate=True)
@@ -275,7 +296,7 @@ class Homotopy:
                 raise InvalidInputError("x0 is needed: this model has no relaxation to start from")
             x0 = relaxed
         x = self.model.x_set.project(x0)
-        self.floor = max(1e-11, 200.0 * precision(x))
+        self.floor = 1e3 * precision(x)
         try:
             self.model.lower(x, tol=1e-3)
         except LowerLevelError:
@@ -416,7 +437,7 @@ class Homotopy:
             raise InvalidInputError(
                 f"{path}: checkpoint of another solve ({', '.join(different)} differ); start without resume"
             )
-        self.floor = max(1e-11, 200.0 * precision(like))
+        self.floor = 1e3 * precision(like)
         for part in ("lower", "penalized"):
             prefix = f"warm/{part}/"
             warm: dict[str, Array] = {}

@@ -1,0 +1,137 @@
+"""Gradient sampling (Burke, Lewis, Overton 2005): descent and stationarity where the upper objective has a kink.
+
+Where the lower level's active set changes, f(x, y(x)) has a kink, and F_gamma at a large gamma is smooth only on the
+scale 1/gamma: no single gradient vanishes at its minimum, but a convex combination of gradients taken nearby does
+(Goldstein's stationarity). Costs 2 n evaluations a step, so it is for few upper variables.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from blocc.arrays import all_finite, asarray_like, device_of, namespace, random_normal, to_numpy
+from blocc.errors import LowerLevelError
+from blocc.methods.descent import NOISE, stationarity
+from blocc.penalty import Evaluation
+from blocc.sets import Box
+
+Array = Any
+Oracle = Callable[[Array], Evaluation]
+
+RADIUS = 1e-5  # relative to 1 + max|x|: the neighbourhood in which gradients are combined
+LARGEST = 40  # upper variables, beyond which sampling costs too much
+
+
+def combined_gradient(oracle: Oracle, here: Evaluation, x_set: Box, radius: float, seed: int = 0) -> Array:
+    """Convex combination of gradients within ``radius`` of here that leaves the smallest feasible descent.
+
+    Samples are drawn around here, evenly in every direction; where the lower level has no answer they are left out.
+    """
+    xp = namespace(here.x)
+    gradients = [here.gradient]
+    size = math.prod(here.x.shape)
+    length = radius * (1.0 + float(xp.max(xp.abs(here.x))))
+    for index in range(2 * size):
+        direction = random_normal(here.x, seed + index)
+        direction = direction / xp.max(xp.abs(direction))
+        there = _tried(oracle, x_set.project(here.x + length * direction))
+        if there is not None and all_finite(there.gradient):
+            gradients.append(there.gradient)
+    return _smallest(gradients, here.x, x_set)
+
+
+def _smallest(gradients: list[Array], x: Array, x_set: Box) -> Array:
+    """Convex combination of gradients with the smallest part that the box lets move: one nonnegative least squares.
+
+    ``min |G'w + N n|`` over weights w on the simplex and multipliers n >= 0 of the active bounds, whose outward
+    normals are the columns of N; the weights' sum is a heavily weighted row (Wolfe 1976).
+    """
+    import scipy.optimize
+
+    xp = namespace(x)
+    stacked = xp.stack([xp.reshape(g, (-1,)) for g in gradients], axis=1)
+    below = xp.reshape(xp.astype(x_set.project(x - 1.0) >= x, x.dtype), (-1,))
+    above = xp.reshape(xp.astype(x_set.project(x + 1.0) <= x, x.dtype), (-1,))
+    identity = xp.eye(below.shape[0], dtype=x.dtype, device=device_of(x))
+    scale = 1.0 + float(xp.max(xp.abs(stacked)))
+    system = to_numpy(xp.concat([stacked / scale, identity * above - identity * below], axis=1)).astype(float)
+    count, size = len(gradients), system.shape[0]
+    rows = system.tolist()
+    heavy = 1e3
+    rows.append([heavy] * count + [0.0] * size)
+    weights = scipy.optimize.nnls(rows, [0.0] * size + [heavy], maxiter=100 * (count + size))[0][:count]
+    total = float(weights.sum())
+    if not total > 0:
+        return gradients[0]
+    combination = stacked @ asarray_like(weights / total, x)
+    return xp.reshape(combination, x.shape)
+
+
+def kink_stationarity(oracle: Oracle, here: Evaluation, x_set: Box, seed: int = 0) -> float:
+    """Stationarity of the best combined gradient within RADIUS: small at a minimum with a kink."""
+    return stationarity(here.x, combined_gradient(oracle, here, x_set, RADIUS, seed), x_set)
+
+
+def gradient_sampling(
+    oracle: Oracle, start: Evaluation, x_set: Box, *, tol: float, max_iterations: int
+) -> Iterator[Evaluation]:
+    """Descend along combined gradients, the radius shrinking from 1e-2 to RADIUS.
+
+    Yields
+    ------
+    Evaluation
+        Every accepted point.
+    """
+    here, radius = start, 1e-2
+    xp = namespace(start.x)
+    for iteration in range(max_iterations):
+        gradient = combined_gradient(oracle, here, x_set, radius, seed=1000 * iteration)
+        found = None
+        if stationarity(here.x, gradient, x_set) > max(tol, 1e-2 * radius):
+            size = float(xp.max(xp.abs(gradient)))
+            length = 100.0 * radius * (1.0 + float(xp.max(xp.abs(here.x)))) / size
+            for _ in range(12):
+                there = _tried(oracle, x_set.project(here.x - length * gradient))
+                if there is not None and there.value < here.value - _noise(here):
+                    found = there
+                    break
+                length *= 0.3
+        if found is None and radius <= RADIUS:
+            yield from _finish(oracle, here, x_set, tol)
+            return
+        if found is None:
+            radius = max(0.1 * radius, RADIUS)
+            continue
+        here = found
+        yield here
+
+
+def _finish(oracle: Oracle, here: Evaluation, x_set: Box, tol: float) -> Iterator[Evaluation]:
+    """Along the kink values are level within their noise: steps that shorten the combined gradient go on."""
+    gradient = combined_gradient(oracle, here, x_set, RADIUS)
+    length = 1.0
+    for _ in range(12):
+        left = stationarity(here.x, gradient, x_set)
+        if left <= 0.5 * tol:
+            return
+        there = _tried(oracle, x_set.project(here.x - length * gradient))
+        if there is not None and there.value <= here.value + _noise(here):
+            combined = combined_gradient(oracle, there, x_set, RADIUS)
+            if stationarity(there.x, combined, x_set) < 0.9 * left:
+                here, gradient = there, combined
+                yield here
+                continue
+        length *= 0.4
+
+
+def _tried(oracle: Oracle, x: Array) -> Evaluation | None:
+    try:
+        return oracle(x)
+    except LowerLevelError:
+        return None
+
+
+def _noise(here: Evaluation) -> float:
+    return NOISE * (1.0 + abs(here.value))

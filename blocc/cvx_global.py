@@ -1,10 +1,472 @@
-"""Branch and bound on the upper variables (placeholder)."""
+"""Branch and bound: proven global bounds for bilevel problems with few upper variables.
+
+Two relaxations, each exact in the limit of its branching:
+
+* **Complementarity.** Where the lower level's KKT conditions are affine but for ``dual_i slack_i = 0``
+  (the gradient of g in y affine in (x, y), constraints affine), a node fixes some duals and some slacks to zero
+  and solves a convex quadratic program. KKT conditions are exact there (affine constraints need no
+  qualification), so that the tree is finite and x needs no bounds. Bard and Moore 1990.
+* **Value-function cuts.** Where g and c are jointly convex, v is convex, so that over a box of x it lies below the
+  interpolation of its values at the corners: ``g(x, y) <= sum_i t_i v(x_i)``, ``x = sum_i t_i x_i``. A node is a
+  box of x. Terms of g in x alone cancel on both sides and need not be convex.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import heapq
+import itertools
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import cvxpy as cp
+import numpy as np
+import numpy.typing as npt
+
+from blocc.conic import ConicProgram, Matrix, Vector, solve_dense_qp
+from blocc.errors import (
+    LowerInfeasibleError,
+    LowerLevelError,
+    LowerUnboundedError,
+    UnsupportedModelError,
+)
+from blocc.methods.joint import JointPoint
+
+if TYPE_CHECKING:
+    from blocc.cvx import BilevelProblem
+
+MAX_UPPER = 3
+_SECONDS = 120.0
+_NODES = 100_000
 
 
-def branch_and_bound(problem: Any, point: Any, bound: float | None, tol: float) -> tuple[Any, float | None]:
-    """Prove global optimality."""
-    return point, bound
+def branch_and_bound(
+    problem: BilevelProblem, point: JointPoint, bound: float | None, tol: float
+) -> tuple[JointPoint, float | None]:
+    """Improve a point and prove a bound.
+
+    Parameters
+    ----------
+    problem : BilevelProblem
+        With at most 3 upper variables.
+    point : JointPoint
+        Incumbent.
+    bound : float or None
+        Known bound.
+    tol : float
+        Relative gap at which to stop.
+
+    Returns
+    -------
+    point, bound
+        The bound is proven; None where neither relaxation applies, so that none is available.
+
+    Raises
+    ------
+    UnsupportedModelError
+        With more than 3 upper variables, or where neither relaxation applies: the message says why.
+    """
+    if problem.n_upper > MAX_UPPER:
+        raise UnsupportedModelError(
+            f"global_=True is for at most {MAX_UPPER} upper variables, not {problem.n_upper}; "
+            'use starts="range" or starts=N for a wider local search'
+        )
+    tree: _Tree
+    try:
+        tree = _Complementarity(problem)
+    except UnsupportedModelError as first:
+        try:
+            tree = _ValueFunction(problem)
+        except UnsupportedModelError as second:
+            raise UnsupportedModelError(
+                f"no global bound is available for this problem: {first}; and {second}. "
+                "Solve without global_=True"
+            ) from second
+    point, proven = tree.search(point, tol)
+    if bound is not None:
+        proven = max(bound, proven)
+    return point, proven if np.isfinite(proven) else None
+
+
+@dataclass(order=True)
+class _Node:
+    bound: float
+    order: int
+    data: Any = field(compare=False)
+
+
+class _Tree:
+    """Best-first branch and bound."""
+
+    def __init__(self, problem: BilevelProblem) -> None:
+        self.problem = problem
+
+    def root(self) -> Any:
+        raise NotImplementedError
+
+    def relax(self, node: Any) -> tuple[float, Vector | None, list[Any]]:
+        """Bound of a node, its (x, y) where there is one, and its children ([] where the bound is exact).
+
+        A bound of inf says that the node is empty.
+        """
+        raise NotImplementedError
+
+    def search(self, point: JointPoint, tol: float) -> tuple[JointPoint, float]:
+        """Return the best point found and the proven bound."""
+        best = point
+        count = itertools.count()
+        queue = [_Node(-np.inf, next(count), self.root())]
+        closed = np.inf  # least bound among the nodes not branched any further
+        deadline = time.perf_counter() + _SECONDS
+        while queue and next(count) < _NODES and time.perf_counter() < deadline:
+            node = heapq.heappop(queue)
+            # the target is a little tighter than asked: the certificate measures on its own scale
+            level = best.objective - 0.5 * tol * (1.0 + abs(best.objective))
+            if node.bound >= level:
+                heapq.heappush(queue, node)
+                break
+            bound, candidate, children = self.relax(node.data)
+            bound = max(bound, node.bound)
+            if candidate is not None:
+                best = self._offer(candidate, best)
+            if bound == np.inf:
+                continue
+            if not children or bound >= level:
+                closed = min(closed, bound)
+                continue
+            for child in children:
+                heapq.heappush(queue, _Node(bound, next(count), child))
+        return best, min([closed, best.objective, *(node.bound for node in queue)])
+
+    def _offer(self, v: Vector, best: JointPoint) -> JointPoint:
+        """Compare a node's x, with the better of its y and the lower level's own, with the incumbent."""
+        n = self.problem.n_upper
+        x, y = v[:n], v[n:]
+        lower, upper = self.problem.bounds
+        try:
+            saddle = self.problem.lower(np.clip(x, lower[:n], upper[:n]))
+        except LowerLevelError:
+            return best
+        for answer in (y, np.asarray(saddle.y)):
+            data = self.problem.derivatives(x, answer)
+            w = np.concatenate([x, answer])
+            worst = max(
+                float(np.max(part, initial=0.0))
+                for part in (data.inequality, np.abs(data.equality), lower - w, w - upper)
+            )
+            gap = (data.lower - saddle.value) / (1.0 + abs(saddle.value))
+            violation = worst / (1.0 + float(np.abs(w).max()))
+            found = JointPoint(x, answer, float(data.upper), gap, violation)
+            if found.error <= 1e-7 and found.better(best):
+                best = found
+        return best
+
+
+# ----------------------------------------------------------------------------------- complementarity
+class _Complementarity(_Tree):
+    """Branching on ``dual_i = 0`` or ``slack_i = 0``; unknowns w = (x, y, duals, equality duals)."""
+
+    def __init__(self, problem: BilevelProblem) -> None:
+        super().__init__(problem)
+        n, k = problem.layout.size, problem.n_upper
+        hessian, slope, constant = _quadratic(problem)
+        gradient, offset = _affine(
+            lambda v: problem.derivatives(v[:k], v[k:]).lower_gradient[k:], n, "the lower gradient"
+        )
+        ineq, ineq_0 = _affine(
+            lambda v: problem.derivatives(v[:k], v[k:]).inequality, n, "a constraint"
+        )
+        eq, eq_0 = _affine(lambda v: problem.derivatives(v[:k], v[k:]).equality, n, "a constraint")
+        if any(name.endswith(".psd") for item in problem.lowers for name in item.bounds):
+            raise UnsupportedModelError("a lower variable is a matrix in a cone")
+        upper_ineq, upper_eq = problem._upper_rows
+        rows, right = [ineq[upper_ineq:]], [-ineq_0[upper_ineq:]]
+        low, high = problem.bounds
+        eye = np.eye(n)
+        for sign, bound in ((1.0, high), (-1.0, low)):
+            finite = np.isfinite(bound)
+            finite[:k] = False
+            rows.append(sign * eye[finite])
+            right.append(sign * bound[finite])
+        self.C, self.c = np.vstack(rows), np.concatenate(right)  # lower level: C z <= c
+        m, p = len(self.C), len(eq) - upper_eq
+        self.n, self.m = n, m
+        self.size = n + m + p
+        self.Q = np.zeros((self.size, self.size))
+        self.Q[:n, :n] = hessian
+        self.q = np.concatenate([slope, np.zeros(m + p)])
+        self.d = constant
+        equal = np.zeros((len(eq) + len(gradient), self.size))
+        equal[: len(eq), :n] = eq
+        equal[len(eq) :, :n] = gradient
+        equal[len(eq) :, n : n + m] = self.C[:, k:].T
+        equal[len(eq) :, n + m :] = eq[upper_eq:, k:].T
+        self.E, self.e = equal, np.concatenate([-eq_0, -offset])
+        # inequalities on w: upper ones, lower ones, bounds of x, duals >= 0
+        width = self.size - n
+        blocks = [(ineq[:upper_ineq], -ineq_0[:upper_ineq]), (self.C, self.c)]
+        for sign, bound in ((1.0, high), (-1.0, low)):
+            finite = np.isfinite(bound)
+            finite[k:] = False
+            blocks.append((sign * eye[finite], sign * bound[finite]))
+        self.A = np.vstack([np.hstack([a, np.zeros((len(a), width))]) for a, _ in blocks])
+        self.b = np.concatenate([b for _, b in blocks])
+        dual_rows = np.zeros((m, self.size))
+        dual_rows[:, n : n + m] = -np.eye(m)
+        self.A = np.vstack([self.A, dual_rows])
+        self.b = np.concatenate([self.b, np.zeros(m)])
+        self.convex = float(np.linalg.eigvalsh(hessian)[0]) >= -1e-9 * (1 + np.abs(hessian).max())
+
+    def root(self) -> tuple[frozenset[int], frozenset[int]]:
+        return frozenset(), frozenset()
+
+    def relax(self, node: Any) -> tuple[float, Vector | None, list[Any]]:
+        no_dual, no_slack = node
+        open_pairs = [i for i in range(self.m) if i not in no_dual and i not in no_slack]
+        rows, right = [self.E], [self.e]
+        for i in no_dual:
+            row = np.zeros(self.size)
+            row[self.n + i] = 1.0
+            rows.append(row[None])
+            right.append(np.zeros(1))
+        for i in no_slack:
+            row = np.zeros(self.size)
+            row[: self.n] = self.C[i]
+            rows.append(row[None])
+            right.append(self.c[[i]])
+        E, e = np.vstack(rows), np.concatenate(right)
+        value, w = self._minimise(E, e)
+        if value == np.inf:
+            return np.inf, None, []
+        if w is None:  # unbounded, or not convex here
+            if not open_pairs:
+                return value, None, []
+            return value, None, self._children(node, open_pairs[0])
+        z, duals = w[: self.n], w[self.n : self.n + self.m]
+        slack = np.maximum(self.c - self.C @ z, 0.0)
+        product = np.minimum(np.maximum(duals, 0.0), slack)
+        worst = max(open_pairs, key=lambda i: product[i], default=None)
+        if worst is None or product[worst] <= 1e-9:
+            return value, z, []
+        return value, z, self._children(node, worst)
+
+    @staticmethod
+    def _children(node: Any, i: int) -> list[Any]:
+        no_dual, no_slack = node
+        return [(no_dual | {i}, no_slack), (no_dual, no_slack | {i})]
+
+    def _minimise(self, E: Matrix, e: Vector) -> tuple[float, Vector | None]:
+        """Least f over the node: (inf, None) where empty, (-inf, None) where unknown or unbounded."""
+        # coordinates of the equalities' null space: f may be convex there without being so everywhere
+        u, s, vt = np.linalg.svd(E)
+        rank = int(np.sum(s > 1e-10 * max(1.0, s[0] if len(s) else 1.0)))
+        base = vt[:rank].T @ ((u.T @ e)[:rank] / s[:rank])
+        if np.abs(E @ base - e).max(initial=0.0) > 1e-8 * (1.0 + np.abs(e).max(initial=0.0)):
+            return np.inf, None
+        null = vt[rank:].T
+        P = null.T @ self.Q @ null
+        values, vectors = np.linalg.eigh(P) if P.size else (np.zeros(0), P)
+        size = 1.0 + np.abs(self.Q).max()
+        if values.size and values[0] < -1e-9 * size:
+            feasible = _least(np.zeros_like(P), np.zeros(len(P)), self.A @ null, self.b - self.A @ base)
+            return (np.inf if feasible is None else -np.inf), None
+        P = (vectors * np.maximum(values, 0.0)) @ vectors.T
+        q = null.T @ (self.q + self.Q @ base)
+        rows, right = self.A @ null, self.b - self.A @ base
+        if not len(P):
+            empty = np.any(right < -1e-8 * (1.0 + np.abs(right)))
+            t: Vector | None = None if empty else np.zeros(0)
+        else:
+            try:
+                t = _least(P, q, rows, right)
+            except LowerUnboundedError:
+                return -np.inf, None
+        if t is None:
+            return np.inf, None
+        w = base + null @ t
+        return float(0.5 * w @ self.Q @ w + self.q @ w + self.d) - 1e-9, w
+
+
+def _least(P: Matrix, q: Vector, rows: Matrix, right: Vector) -> Vector | None:
+    """Minimiser of a convex quadratic program, None where it is infeasible.
+
+    Raises
+    ------
+    LowerUnboundedError
+    """
+    lengths = np.linalg.norm(rows, axis=1)
+    if np.any(right[lengths <= 1e-12] < -1e-8):
+        return None
+    kept = lengths > 1e-12
+    A, b = rows[kept] / lengths[kept, None], right[kept] / lengths[kept]
+    answer = solve_dense_qp(P, q, A, b)
+    if answer is not None:
+        return answer.z
+    z = cp.Variable(len(q))
+    program = ConicProgram(
+        cp.Problem(cp.Minimize(0.5 * cp.quad_form(z, cp.psd_wrap(P)) + q @ z), [A @ z <= b]),
+        [z],
+        [],
+    )
+    try:
+        return program.primal(program.solve(1e-9))
+    except LowerInfeasibleError:
+        return None
+    except LowerUnboundedError:
+        raise
+    except LowerLevelError as error:  # no proof either way: leave the node open
+        raise LowerUnboundedError(str(error)) from error
+
+
+def _affine(function: Any, n: int, what: str) -> tuple[Matrix, Vector]:
+    """Matrix and constant of an affine function, checked at random points."""
+    offset = np.asarray(function(np.zeros(n)))
+    eye = np.eye(n)
+    matrix = np.array([function(row) - offset for row in eye]).T.reshape(len(offset), n)
+    generator = np.random.default_rng(0)
+    for scale in (1.0, 10.0):
+        point = generator.uniform(0.1, 1.0, n) * scale
+        value, model = function(point), matrix @ point + offset
+        size = 1.0 + np.abs(matrix).sum(axis=1) * scale + np.abs(offset)
+        if not (np.all(np.isfinite(value)) and np.all(np.abs(value - model) <= 1e-9 * size)):
+            raise UnsupportedModelError(f"{what} is not affine in (x, y)")
+    return matrix, offset
+
+
+def _quadratic(problem: BilevelProblem) -> tuple[Matrix, Vector, float]:
+    """Hessian, slope and constant of a quadratic upper objective."""
+    if problem.callable is not None:
+        raise UnsupportedModelError("the upper objective is a callable")
+    k, n = problem.n_upper, problem.layout.size
+    try:
+        matrix, slope = _affine(
+            lambda v: problem.derivatives(v[:k], v[k:]).upper_gradient, n, "its gradient"
+        )
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError("the upper objective is not quadratic") from error
+    constant = problem.upper(np.zeros(k), np.zeros(n - k))
+    return 0.5 * (matrix + matrix.T), slope, constant
+
+
+# ------------------------------------------------------------------------------- value-function cuts
+class _ValueFunction(_Tree):
+    """Branching on boxes of x, with v above replaced by the interpolation of its corner values."""
+
+    def __init__(self, problem: BilevelProblem) -> None:
+        super().__init__(problem)
+        if problem.expression is None or not problem.expression.is_dcp():
+            raise UnsupportedModelError("the upper objective is not convex by CVXPY's rules")
+        constraints = [*problem._alone.values(), *problem._coupling.values()]
+        alone: list[Any] = []
+        shared: list[Any] = []
+        lower_ids = set(problem.lower_layout.slices)
+        for item in problem.lowers:
+            constraints += item.constraints.values()
+            for term in _terms(item.expression):
+                inside = any(variable.id in lower_ids for variable in term.variables())
+                (shared if inside else alone).append(term)
+        if not all(constraint.is_dcp() for constraint in constraints):
+            raise UnsupportedModelError("a constraint is not jointly convex by CVXPY's rules")
+        objective = sum(shared)
+        if not objective.is_dcp():
+            raise UnsupportedModelError("the lower objective is not jointly convex")
+        self.alone = sum(alone) if alone else cp.Constant(0.0)
+        self.low, self.high = self._range(constraints)
+        k = problem.n_upper
+        self.corners = 2**k
+        x = cp.hstack([cp.vec(v, order="F") for v in problem.upper_layout.variables])
+        weights = cp.Variable(self.corners, nonneg=True)
+        self.vertices = cp.Parameter((k, self.corners))
+        self.values = cp.Parameter(self.corners)
+        self.slack = cp.Parameter(nonneg=True)  # large where a corner has no lower-level answer
+        rows = [
+            *constraints,
+            cp.sum(weights) == 1,
+            x == self.vertices @ weights,
+            objective <= self.values @ weights + self.slack,
+        ]
+        self.program = ConicProgram(
+            cp.Problem(cp.Minimize(problem.expression), rows), problem.layout.variables, []
+        )
+        self._cache: dict[tuple[float, ...], float] = {}
+
+    def _range(self, constraints: list[Any]) -> tuple[Vector, Vector]:
+        """Least and greatest value of every x_i over the joint constraints."""
+        problem = self.problem
+        k = problem.n_upper
+        x = cp.hstack([cp.vec(v, order="F") for v in problem.upper_layout.variables])
+        slope = cp.Parameter(k)
+        program = ConicProgram(
+            cp.Problem(cp.Minimize(slope @ x), constraints), problem.layout.variables, []
+        )
+        ends = np.zeros((2, k))
+        for i in range(k):
+            for row, sign in enumerate((1.0, -1.0)):
+                program.set_parameters({slope.id: sign * np.eye(k)[i]})
+                try:
+                    ends[row, i] = sign * program.solve(1e-9).value
+                except LowerLevelError as error:
+                    raise UnsupportedModelError(
+                        "an upper variable is unbounded over the joint constraints: give it bounds"
+                    ) from error
+        lower, upper = (bound[:k] for bound in problem.bounds)
+        return np.maximum(ends[0], lower), np.minimum(ends[1], upper)
+
+    def root(self) -> tuple[Vector, Vector]:
+        return self.low, self.high
+
+    def _corner(self, x: Vector) -> float:
+        key = tuple(x)
+        if key not in self._cache:
+            try:
+                value = self.problem.lower(x).value
+                for variable, part in zip(
+                    self.problem.upper_layout.variables,
+                    self.problem.upper_layout.unpack(x),
+                    strict=True,
+                ):
+                    variable.save_value(np.asarray(part))
+                self._cache[key] = value - float(self.alone.value)
+            except LowerLevelError:
+                self._cache[key] = np.inf
+        return self._cache[key]
+
+    def relax(self, node: Any) -> tuple[float, Vector | None, list[Any]]:
+        low, high = node
+        vertices = np.array(list(itertools.product(*zip(low, high, strict=True)))).T
+        values = np.array([self._corner(x) for x in vertices.T])
+        known = np.all(np.isfinite(values))
+        # rounding of the corner values must not cut anything off
+        size = 1.0 + np.abs(values[np.isfinite(values)]).max(initial=0.0)
+        self.program.set_parameters(
+            {
+                self.vertices.id: vertices,
+                self.values.id: values if known else np.zeros(len(values)),
+                self.slack.id: 1e-8 * size if known else 1e9 * size,
+            }
+        )
+        middle = int(np.argmax((high - low) / (1.0 + np.abs(self.high - self.low))))
+        cut = 0.5 * (low[middle] + high[middle])
+        left, right = high.copy(), low.copy()
+        left[middle] = right[middle] = cut
+        children = [(low, left), (right, high)] if high[middle] - low[middle] > 1e-9 else []
+        try:
+            answer = self.program.solve(1e-8)
+        except LowerInfeasibleError:
+            return np.inf, None, []
+        except LowerLevelError:
+            return -np.inf, None, children
+        bound = answer.value - answer.gap * (1.0 + abs(answer.value))
+        return bound, self.program.primal(answer), children
+
+
+def _terms(expression: Any) -> list[Any]:
+    """Summands of an expression."""
+    from cvxpy.atoms.affine.add_expr import AddExpression
+
+    if isinstance(expression, AddExpression):
+        return [term for argument in expression.args for term in _terms(argument)]
+    return [expression]
+
+
+_ = npt

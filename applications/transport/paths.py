@@ -40,7 +40,7 @@ Array = np.ndarray[Any, Any]
 # A pair without an open route has share zero and, as the entropy is infinitely steep there, an infinite price. It is
 # cut off at utility + CUTOFF, where the share would be 1e-13: far below what any tolerance here can see.
 CUTOFF = 30.0
-CLOSED = 1e-14  # capacity below this fraction of the largest trips counts as zero
+CLOSED = 1e-13  # capacity below this fraction of the largest trips counts as zero
 NEARLY_FULL = 0.3
 BOUNDARY = 0.995
 COLD, WARM = 0.1, 1e-2
@@ -336,7 +336,12 @@ class PathNetwork:
             raise InvalidInputError(f"capacity must be {self.links} nonnegative numbers")
         if utility.shape != (self.pairs,) or not np.all(np.isfinite(utility)):
             raise InvalidInputError(f"utility must be {self.pairs} finite numbers")
-        return _Solve(self, capacity, utility, tol, warm, max_iterations).run()
+        if warm is not None:
+            try:
+                return _Solve(self, capacity, utility, tol, warm, max_iterations // 4).run()
+            except LowerNotSolvedError:
+                pass  # a start can be too near a boundary that has moved
+        return _Solve(self, capacity, utility, tol, None, max_iterations).run()
 
 
 class _Solve:
@@ -600,7 +605,8 @@ class _Solve:
             now = there
             self.price = now.price
             # Small links hardly show in the decrement, but a later step would run against them.
-            if decrement <= enough and np.all(np.abs(gradient) <= relative * capacity):
+            settled = decrement <= 1e-8 * enough or np.all(np.abs(gradient) <= relative * capacity)
+            if decrement <= enough and settled:
                 if not self._add_rows(now.load):
                     break
                 now = self._evaluate(self.price)

@@ -39,7 +39,19 @@ class LowerLevelError(BloccError):
 
 
 class LowerInfeasibleError(LowerLevelError):
-    """No y satisfies the lower level's constraints at this x."""
+    """No y satisfies the lower level's constraints at this x.
+
+    Attributes
+    ----------
+    ray : tuple of (array, mapping of str to array) or None
+        Proof of infeasibility, where the solver found one: a point y and multipliers whose combination of the
+        constraints is positive for every y.
+    normal : array or None
+        Its gradient in x: the direction in x that leads further out of the lower level's domain.
+    """
+
+    ray: Any = None
+    normal: Any = None
 
 
 class LowerUnboundedError(LowerLevelError):

@@ -182,9 +182,14 @@ class FunctionalModel:
         y, duals, steps = self.y0, None, None
         if warm:
             y, duals, steps = _unpack(warm, problem, scale)
-        point = maxmin.solve(
-            problem, y, duals, tol=max(tol, 20.0 * precision(y)), name=label, steps=steps
-        )
+        try:
+            point = maxmin.solve(
+                problem, y, duals, tol=max(tol, 20.0 * precision(y)), name=label, steps=steps
+            )
+        except LowerInfeasibleError as error:
+            if error.ray is not None:
+                error.normal = self._normal(x, *error.ray)
+            raise
         found = maxmin.residuals(problem, point.y, point.duals)
         grad_x = self.g.pullback(x, point.y)[0]
         if gamma is not None:
@@ -206,6 +211,15 @@ class FunctionalModel:
             iterations=point.iterations,
             warm=_pack(point, scale),
         )
+
+    def _normal(self, x: Array, y: Array, ray: Mapping[str, Array]) -> Array:
+        """Gradient in x of the combined constraints that prove infeasibility at x."""
+        normal = x * 0.0
+        for name, weights in ray.items():
+            function = self.G if name == "G" else self.lower_constraints[name]
+            assert function is not None
+            normal = normal + function.pullback(x, y, weights)[0]
+        return normal
 
     def lower(self, x: Array, *, tol: float, warm: Mapping[str, Array] | None = None) -> Saddle:
         """Saddle point of the lower level."""

@@ -585,10 +585,12 @@ def _raise_if_hopeless(
             for k, v in looked.values.items()
         }
         culprit = max(worst, key=lambda k: worst[k])
-        raise LowerInfeasibleError(
+        error = LowerInfeasibleError(
             f"{name}: no y satisfies its constraints at this x: constraint {culprit!r} conflicts with the rest "
             f"(smallest violation found {worst[culprit]:.3g}). Change x0, or relax {culprit!r}"
         )
+        error.ray = (looked.y, {k: r / length for k, r in ray.items()})
+        raise error
     if largest > 1e9:
         slope = float(xp.sum(problem.gradient(y) * y)) / float(xp.sum(y * y)) ** 0.5
         feasible = all(

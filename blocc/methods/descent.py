@@ -66,7 +66,7 @@ def spectral(
     here, best = start, start
     xp = namespace(here.x)
     recent: deque[float] = deque([here.value], maxlen=memory)
-    size = float(xp.max(xp.abs(here.gradient)))
+    size, idle = float(xp.max(xp.abs(here.gradient))), 0
     step = first_move * (1.0 + float(xp.max(xp.abs(here.x)))) / size if size > 0 else 1.0
     for _ in range(max_iterations):
         if stationarity(here.x, here.gradient, x_set) <= tol:
@@ -95,11 +95,15 @@ def spectral(
         moved, bent = accepted.x - here.x, accepted.gradient - here.gradient
         product, square = float(xp.sum(moved * bent)), float(xp.sum(moved * moved))
         step = min(max(square / product, 1e-10), 1e10) if product > 0 else min(4.0 * step, 1e10)
+        small = square <= (1e-9 * (1.0 + float(xp.max(xp.abs(here.x))))) ** 2
+        idle = idle + 1 if small else 0
         here = accepted
         recent.append(here.value)
         if _better(here, best, x_set):
             best = here
         yield here
+        if idle >= 3:  # pressed against the edge of the lower level's domain
+            break
     if best is not here:
         yield best
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from blocc.arrays import all_finite, asarray_like, device_of, namespace, random_normal, to_numpy
-from blocc.errors import LowerLevelError
+from blocc.errors import LowerInfeasibleError, LowerLevelError
 from blocc.methods.descent import NOISE, stationarity
 from blocc.penalty import Evaluation
 from blocc.sets import Box
@@ -24,29 +24,39 @@ RADIUS = 1e-5  # relative to 1 + max|x|: the neighbourhood in which gradients ar
 LARGEST = 40  # upper variables, beyond which sampling costs too much
 
 
-def combined_gradient(oracle: Oracle, here: Evaluation, x_set: Box, radius: float, seed: int = 0) -> Array:
+def combined_gradient(
+    oracle: Oracle, here: Evaluation, x_set: Box, radius: float, seed: int = 0
+) -> Array:
     """Convex combination of gradients within ``radius`` of here that leaves the smallest feasible descent.
 
-    Samples are drawn around here, evenly in every direction; where the lower level has no answer they are left out.
+    Samples are drawn around here, evenly in every direction. Where the lower level is infeasible, the proof's normal
+    to its domain joins the cone of directions that cannot be taken.
     """
     xp = namespace(here.x)
-    gradients = [here.gradient]
+    gradients, normals = [here.gradient], []
     size = math.prod(here.x.shape)
     length = radius * (1.0 + float(xp.max(xp.abs(here.x))))
     for index in range(2 * size):
         direction = random_normal(here.x, seed + index)
         direction = direction / xp.max(xp.abs(direction))
-        there = _tried(oracle, x_set.project(here.x + length * direction))
-        if there is not None and all_finite(there.gradient):
-            gradients.append(there.gradient)
-    return _smallest(gradients, here.x, x_set)
+        try:
+            there = oracle(x_set.project(here.x + length * direction))
+        except LowerInfeasibleError as error:
+            if error.normal is not None and float(xp.max(xp.abs(error.normal))) > 0:
+                normals.append(error.normal / xp.max(xp.abs(error.normal)))
+        except LowerLevelError:
+            continue
+        else:
+            if all_finite(there.gradient):
+                gradients.append(there.gradient)
+    return _smallest(gradients, normals, here.x, x_set)
 
 
-def _smallest(gradients: list[Array], x: Array, x_set: Box) -> Array:
-    """Convex combination of gradients with the smallest part that the box lets move: one nonnegative least squares.
+def _smallest(gradients: list[Array], normals: list[Array], x: Array, x_set: Box) -> Array:
+    """Convex combination of gradients, plus normals of the domain, with the smallest part that the box lets move.
 
-    ``min |G'w + N n|`` over weights w on the simplex and multipliers n >= 0 of the active bounds, whose outward
-    normals are the columns of N; the weights' sum is a heavily weighted row (Wolfe 1976).
+    ``min |G w + N n|`` over weights w on the simplex and multipliers n >= 0 of the domain's normals and of the active
+    bounds: one nonnegative least squares, the weights' sum a heavily weighted row (Wolfe 1976).
     """
     import scipy.optimize
 
@@ -56,16 +66,21 @@ def _smallest(gradients: list[Array], x: Array, x_set: Box) -> Array:
     above = xp.reshape(xp.astype(x_set.project(x + 1.0) <= x, x.dtype), (-1,))
     identity = xp.eye(below.shape[0], dtype=x.dtype, device=device_of(x))
     scale = 1.0 + float(xp.max(xp.abs(stacked)))
-    system = to_numpy(xp.concat([stacked / scale, identity * above - identity * below], axis=1)).astype(float)
-    count, size = len(gradients), system.shape[0]
-    rows = system.tolist()
+    cone = [xp.reshape(normal, (-1, 1)) for normal in normals]
+    system = xp.concat([stacked / scale, *cone, identity * above - identity * below], axis=1)
+    count, (size, columns) = len(gradients), system.shape
     heavy = 1e3
-    rows.append([heavy] * count + [0.0] * size)
-    weights = scipy.optimize.nnls(rows, [0.0] * size + [heavy], maxiter=100 * (count + size))[0][:count]
-    total = float(weights.sum())
+    rows = to_numpy(system).astype(float).tolist()
+    rows.append([heavy] * count + [0.0] * (columns - count))
+    weights = scipy.optimize.nnls(rows, [0.0] * size + [heavy], maxiter=100 * columns)[0]
+    total = float(weights[:count].sum())
     if not total > 0:
         return gradients[0]
-    combination = stacked @ asarray_like(weights / total, x)
+    weights = weights[: count + len(cone)] / total
+    # the domain's normals stand in for the constraint's multipliers; bounds are left to the projection
+    combination = stacked @ asarray_like(weights[:count], x)
+    for weight, normal in zip(weights[count:].tolist(), cone, strict=True):
+        combination = combination + weight * scale * normal[:, 0]
     return xp.reshape(combination, x.shape)
 
 
@@ -112,7 +127,7 @@ def _finish(oracle: Oracle, here: Evaluation, x_set: Box, tol: float) -> Iterato
     """Along the kink values are level within their noise: steps that shorten the combined gradient go on."""
     gradient = combined_gradient(oracle, here, x_set, RADIUS)
     length = 1.0
-    for _ in range(12):
+    for _ in range(40):
         left = stationarity(here.x, gradient, x_set)
         if left <= 0.5 * tol:
             return

@@ -47,6 +47,7 @@ class _State:
     """What a stage needs of the ones before it, and all that a checkpoint holds."""
 
     x: Array
+    interior: Array
     gamma: float
     stage: int = 0
     iterations: int = 0
@@ -133,7 +134,10 @@ class Homotopy:
             oracle, here, self.model.x_set, tol=tol, max_iterations=budget
         ):
             here = accepted
-        if tol > self.tol or descent.stationarity(here.x, here.gradient, self.model.x_set) > 1e3 * tol:
+        if (
+            tol > self.tol
+            or descent.stationarity(here.x, here.gradient, self.model.x_set) > 1e3 * tol
+        ):
             yield here
             return
         # near the end values are level within their noise, and only gradients still tell: spectral steps use them
@@ -220,7 +224,7 @@ class Homotopy:
         x_set = self.model.x_set
         if self.method == "convex_concave" or not isinstance(x_set, Box):
             return here
-        if math.prod(here.x.shape) > LARGEST:
+        if math.prod(here.x.shape) > LARGEST or state.iterations >= self.max_iterations:
             return here
         if descent.stationarity(here.x, here.gradient, x_set) <= self.tol:
             return here
@@ -305,20 +309,30 @@ class Homotopy:
             with self.progress.timed("restoration"):
                 x = self.model.restore(x)
         gamma = self.schedule.start if self.fixed_gamma is None else self.fixed_gamma
-        return _State(x=x, gamma=gamma, bound=bound, relaxed_x=relaxed)
+        return _State(x=x, interior=x, gamma=gamma, bound=bound, relaxed_x=relaxed)
 
     def certify(self, candidate: _Candidate, state: _State) -> Certified:
-        """Certificate of a candidate, at the tightest saddle points that the precision allows."""
+        """Certificate of a candidate, at the tightest saddle points that the precision allows.
+
+        A candidate at the edge of the lower level's domain can lie outside by less than its stage's tolerance: it is
+        moved towards the start, which is inside, as little as it takes.
+        """
         with self.progress.timed("certificate"):
-            return certify(
-                self.model,
-                candidate.x,
-                candidate.gamma,
-                extrapolate=candidate.extrapolate,
-                bound=state.bound,
-                tol=self.tol,
-                saddle_tol=self.floor,
-            )
+            for inward in (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-4, 1e-2):
+                x = candidate.x + inward * (state.interior - candidate.x)
+                try:
+                    return certify(
+                        self.model,
+                        x,
+                        candidate.gamma,
+                        extrapolate=candidate.extrapolate,
+                        bound=state.bound,
+                        tol=self.tol,
+                        saddle_tol=self.floor,
+                    )
+                except LowerLevelError as error:
+                    failure = error
+            raise failure
 
     def run(self, x0: Array | None, resume: str | os.PathLike[str] | None) -> Result:
         """Solve; the partial result is on the exception where it fails or is interrupted."""
@@ -342,7 +356,11 @@ class Homotopy:
             if state.best_x is not None and state.best_response < best.objective - slack:
                 # an earlier stage passed a better point: finish from there as well
                 again = _State(
-                    state.best_x, state.gamma, bound=state.bound, iterations=state.iterations
+                    state.best_x,
+                    state.interior,
+                    state.gamma,
+                    bound=state.bound,
+                    iterations=state.iterations,
                 )
                 for candidate in self.stages(again):
                     found.append(self.certify(candidate, state))
@@ -396,7 +414,7 @@ class Homotopy:
     def _save(self, state: _State) -> None:
         if self.checkpoint is None:
             return
-        arrays = {"x": to_numpy(state.x)}
+        arrays = {"x": to_numpy(state.x), "interior": to_numpy(state.interior)}
         for name in ("best_x", "relaxed_x"):
             if getattr(state, name) is not None:
                 arrays[name] = to_numpy(getattr(state, name))
@@ -448,7 +466,13 @@ class Homotopy:
             if warm:
                 setattr(self.warm, part, warm)
         self.progress.resume(meta["records"])
-        return _State(x=x, best_x=array("best_x"), relaxed_x=array("relaxed_x"), **meta["state"])
+        return _State(
+            x=x,
+            interior=array("interior"),
+            best_x=array("best_x"),
+            relaxed_x=array("relaxed_x"),
+            **meta["state"],
+        )
 
 
 def _directions(x: Array) -> Iterator[Array]:

@@ -108,15 +108,40 @@ class CoupledQP:
         g = 0.5 * cp.quad_form(y, cp.psd_wrap(self.Q)) + (self.q + self.P @ x) @ y
         objective = g
         if gamma is not None:
-            objective = gamma * g + 0.5 * cp.sum_squares(y - self.b) + 0.5 * np.sum((x - self.a) ** 2)
+            objective = (
+                gamma * g + 0.5 * cp.sum_squares(y - self.b) + 0.5 * np.sum((x - self.a) ** 2)
+            )
         constraints = [self.C @ y <= self.d + self.D @ x]
         if self.p:
             constraints.append(self.E @ y == self.e)
         problem = cp.Problem(cp.Minimize(objective), constraints)
-        problem.solve(
-            solver="CLARABEL", tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10
-        )
-        return y.value, problem.value, constraints[0].dual_value
+        problem.solve(solver="CLARABEL", tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
+        return self._exact(x, gamma, constraints[0].dual_value)
+
+    def _exact(self, x, gamma: float | None, dual):
+        """Clarabel's active set, its KKT equations solved by a dense factorisation: exact to rounding."""
+        active = dual > 1e-5
+        weight, hessian, slope = 1.0, self.Q, self.q + self.P @ x
+        if gamma is not None:
+            weight, hessian = gamma, gamma * self.Q + np.eye(self.n_y)
+            slope = gamma * slope - self.b
+        for _ in range(20):
+            rows = np.vstack([self.C[active], self.E])
+            right = np.concatenate([(self.d + self.D @ x)[active], self.e])
+            system = np.block([[hessian, rows.T], [rows, np.zeros((len(rows), len(rows)))]])
+            solution = np.linalg.solve(system, np.concatenate([-slope, right]))
+            y, exact = solution[: self.n_y], np.zeros(self.m)
+            exact[active] = solution[self.n_y : self.n_y + active.sum()]
+            violated = self.C @ y > self.d + self.D @ x + 1e-10
+            if not violated.any() and np.all(exact >= 0):
+                break
+            active = (active & (exact >= 0)) | violated
+        else:
+            raise AssertionError("active set not found")
+        value = weight * (0.5 * y @ self.Q @ y + (self.q + self.P @ x) @ y)
+        if gamma is not None:
+            value += 0.5 * np.sum((y - self.b) ** 2) + 0.5 * np.sum((x - self.a) ** 2)
+        return y, value, exact
 
     def model(self, x0=None, y0=None) -> blocc.FunctionalModel:
         x0 = np.zeros(self.n_x) if x0 is None else x0

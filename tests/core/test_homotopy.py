@@ -79,7 +79,13 @@ def test_certificate_is_recomputed_and_catches_a_wrong_answer(problem):
     """A certificate of a point that is not stationary says so, and a model that lies about y is caught."""
     model = problem.model()
     away = certify(
-        model, np.array([0.9, 0.9, -0.9]), 100.0, extrapolate=False, bound=None, tol=1e-6, saddle_tol=1e-10
+        model,
+        np.array([0.9, 0.9, -0.9]),
+        100.0,
+        extrapolate=False,
+        bound=None,
+        tol=1e-6,
+        saddle_tol=1e-10,
     )
     assert away.certificate.lower_ok(1e-6)
     assert not away.certificate.ok(1e-6)
@@ -91,7 +97,9 @@ def test_certificate_is_recomputed_and_catches_a_wrong_answer(problem):
             saddle = super().lower(x, tol=tol, warm=warm)
             return replace(saddle, y=saddle.y + 1e-3, gap=0.0, violation=0.0)
 
-    liar = Liar(problem.f, problem.g, problem.c, np.zeros(3), np.zeros(8), h=problem.h, x_set=problem.x_set)
+    liar = Liar(
+        problem.f, problem.g, problem.c, np.zeros(3), np.zeros(8), h=problem.h, x_set=problem.x_set
+    )
     result = blocc.solve(liar, np.zeros(3), on_failure="return", max_iterations=30)
     assert result.status is blocc.Status.LOWER_NOT_SOLVED
     assert not result.success
@@ -106,7 +114,14 @@ def test_infeasible_lower_level_is_stepped_back_from():
     c = blocc.Function(lambda x, y, d: x - y, lambda x, y, w, d: (w, -w))
     for method in ("lbfgsb", "spectral"):
         result = blocc.minimize(
-            f, g, c, [0.0], [0.0], x_set=blocc.Box(-5, 5), y_set=blocc.Box(-1, 1), method=method,
+            f,
+            g,
+            c,
+            [0.0],
+            [0.0],
+            x_set=blocc.Box(-5, 5),
+            y_set=blocc.Box(-1, 1),
+            method=method,
             on_failure="return",
         )
         assert result.x[0] == pytest.approx(1.0, abs=1e-4)
@@ -151,7 +166,10 @@ def run_with_failure_after(stage: int, path, problem):
 
     with pytest.raises(RuntimeError, match="power cut"):
         blocc.solve(
-            problem.model(), np.zeros(problem.n_x), checkpoint=path, progress=Progress(callback=crash)
+            problem.model(),
+            np.zeros(problem.n_x),
+            checkpoint=path,
+            progress=Progress(callback=crash),
         )
 
 
@@ -197,24 +215,26 @@ def test_interrupt_carries_the_best_point_with_its_certificate():
     assert result.certificate.lower_ok(1e-6)
 
 
-def test_failure_raises_with_the_partial_result_unless_asked_not_to():
-    f, g, c = toy(6, 0.0)
-    arguments = (f, g, c, [1.3], [0.0])
-    options = {"x_set": blocc.Box(0, 3), "y_set": blocc.Box(0, 3), "gamma": 0.5, "tol": 1e-9, "max_iterations": 1}
+def test_failure_raises_with_the_partial_result_unless_asked_not_to(problem):
+    options = {"method": "spectral", "gamma": 5.0, "tol": 1e-9, "max_iterations": 1}
     with pytest.raises(blocc.SolveError) as caught:
-        blocc.minimize(*arguments, **options, method="spectral")
+        blocc.solve(problem.model(), np.zeros(3), **options)
     assert caught.value.result.status is blocc.Status.ITERATION_LIMIT
-    returned = blocc.minimize(*arguments, **options, method="spectral", on_failure="return")
+    returned = blocc.solve(problem.model(), np.zeros(3), **options, on_failure="return")
     assert returned.status is blocc.Status.ITERATION_LIMIT
     assert not returned.success
 
 
 def test_verbose_prints_one_header_one_table_one_status_line(problem):
     stream = io.StringIO()
-    result = homotopy.solve(problem.model(), np.zeros(3), progress=Progress(verbose=True, stream=stream))
+    result = homotopy.solve(
+        problem.model(), np.zeros(3), progress=Progress(verbose=True, stream=stream)
+    )
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("blocc")
-    assert lines[1].split() == [name for name, _, _ in __import__("blocc.progress").progress.COLUMNS]
+    assert lines[1].split() == [
+        name for name, _, _ in __import__("blocc.progress").progress.COLUMNS
+    ]
     assert len(lines) == 3 + len(result.records)
     assert lines[-1].startswith("status: stationary")
 

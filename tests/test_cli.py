@@ -1,0 +1,136 @@
+"""The command line, run as users run it: outputs, exit codes 0 / 1 / 2, one clear line for bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from blocc.applications import transport
+from blocc.applications.transport import reference
+
+
+def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from blocc.cli import main; main()", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+        **options,
+    )
+
+
+def test_info_lists_versions_and_devices():
+    done = run("info", "--json")
+    assert done.returncode == 0
+    facts = json.loads(done.stdout)
+    assert facts["packages"]["cvxpy"] != "not installed"
+    assert "numpy" in facts["backends"]
+    assert run("info").returncode == 0
+
+
+def test_design_writes_everything_and_the_summary_is_true(tmp_path):
+    done = run("transport", "design", "nine_node", "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "design.csv",
+        "shares.csv",
+        "summary.json",
+        "map.png",
+    }
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    network = transport.load("nine_node")
+    independent = reference.evaluate_design(network, tmp_path / "out" / "design.csv")
+    assert summary["objective"] == pytest.approx(independent.profit, rel=1e-6)
+    assert summary["certificate"]["lower_gap"] <= 1e-6
+    assert summary["bound"] >= summary["profit"]
+    assert summary["seed"] == 0
+    assert "profit" in done.stdout
+    assert "certificate" in done.stdout
+
+
+def test_json_output_is_one_object(tmp_path):
+    done = run("transport", "design", "three_node", "--out", str(tmp_path), "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["instance"] == "three_node"
+
+
+def test_a_directory_of_tables_is_designed(tmp_path):
+    transport.load("three_node").save(tmp_path / "tables")
+    done = run(
+        "transport", "design", str(tmp_path / "tables"), "--out", str(tmp_path / "out"), "--json"
+    )
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["profit"] == pytest.approx(1.76159, abs=1e-4)
+
+
+def test_unfinished_design_is_written_and_exits_with_1(tmp_path):
+    done = run("transport", "design", "nine_node", "--out", str(tmp_path), "--max-iterations", "1")
+    assert done.returncode == 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["status"] not in ("optimal", "stationary")
+    assert (tmp_path / "design.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "culprit"),
+    [
+        (["transport", "design", "nowhere", "--out", "{out}"], "nowhere"),
+        (["transport", "design", "three_node"], "--out"),
+        (["transport", "design", "three_node", "--out", "{out}", "--tol", "-1"], "tol"),
+        (["transport", "design", "three_node", "--out", "{out}", "--lower", "magic"], "lower"),
+        (["transport", "design", "three_node", "--out", "{out}", "--resume"], "checkpoint"),
+        (["transport", "dessign"], "dessign"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, culprit):
+    done = run(*(a.format(out=tmp_path / "out") for a in arguments))
+    assert done.returncode == 2
+    assert culprit in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_malformed_table_names_file_and_line(tmp_path):
+    transport.load("three_node").save(tmp_path / "tables")
+    links = tmp_path / "tables" / "links.csv"
+    lines = links.read_text().splitlines()
+    lines[2] = lines[2].rsplit(",", 1)[0] + ",cheap"
+    links.write_text("\n".join(lines) + "\n")
+    done = run("transport", "design", str(tmp_path / "tables"), "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert "links.csv" in done.stderr
+    assert "3" in done.stderr
+    assert "capacity_cost" in done.stderr
+
+
+@pytest.mark.skipif(
+    os.geteuid() == 0, reason="root writes anywhere: a read-only directory does not stop it"
+)
+def test_read_only_output_is_refused_before_any_work(tmp_path):
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    done = run("transport", "design", "three_node", "--out", str(closed / "out"))
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+
+
+def test_output_path_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    done = run("transport", "design", "three_node", "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    assert "cannot be written" in done.stderr
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_the_installed_script_exists():
+    script = shutil.which("blocc", path=str(Path(sys.executable).parent))
+    if script is None:
+        pytest.skip("blocc is not installed as a script beside this interpreter")
+    assert subprocess.run([script, "--help"], capture_output=True, check=False).returncode == 0

@@ -30,7 +30,7 @@ from blocc.applications.transport.network import Network
 from blocc.applications.transport.paths import PathNetwork, Response
 from blocc.errors import InvalidInputError
 from blocc.model import LowerResiduals, Relaxation, Saddle, Schedule
-from blocc.sets import Box
+from blocc.sets import Box, ConvexSet
 
 Array = np.ndarray[Any, Any]
 
@@ -65,7 +65,7 @@ class TransitModel:
         if not np.all((self.minimum >= 0) & np.isfinite(self.minimum)):
             raise InvalidInputError("minimum capacities must be finite and nonnegative")
         self.network = network
-        self.x_set = Box(self.minimum, self.maximum)
+        self.x_set: ConvexSet = Box(self.minimum, self.maximum)
         self.paths = PathNetwork(
             len(network.nodes),
             network.tail,

@@ -9,12 +9,18 @@ With link prices ``p >= 0`` on the capacities and ``pi_i(p)`` the shortest path 
 
     maximise    D(p) = sum_i w_i [u_i - 1 - log(1 + exp(u_i - pi_i(p)))] - sum_l p_l a_l.
 
-The solver is one primal-dual interior-point method on generated paths (columns) and nearly full links (rows).
-Its Newton system decomposes by pair: a pair's paths are eliminated in closed form (a diagonal plus rank one), which
-leaves one symmetric positive definite system in the prices of the nearly full links. Between a few Newton
-iterations, one all-pairs shortest path under the current prices both certifies the answer (it evaluates ``D``
-exactly) and generates paths. Central prices make good generating prices, and the path set of a nearby problem is a
-good start. Everything is flat arrays, so that 10^5 pairs are no problem.
+The method is interior-point with generated paths (columns) and nearly full links (rows), in two phases.
+
+1. Barrier method on the dual. ``-gauge log`` of every path flow and of every link's slack makes the dual a smooth
+   concave function of the prices alone: each pair's path flows follow in closed form from one scalar root. Newton
+   with a line search maximises it from any start. At its central prices one all-pairs shortest path evaluates D,
+   the certificate, and generates paths, which enter without any disturbance. The gauge falls in stages.
+2. Primal-dual predictor-corrector steps (Mehrotra 1992) from the last central point, which keep their accuracy down
+   to a relative gap of 1e-10 and below, where the barrier's path flows drown in rounding.
+
+Both phases eliminate each pair's paths (a diagonal plus rank one), which leaves one symmetric positive definite
+system in the prices of the nearly full links. The path set and prices of a nearby problem are a good start.
+Everything is flat arrays.
 
 Links of zero capacity carry nothing. Their price is the one the certificate needs: the largest gain that a pair
 would have from the first unit of capacity there (see :func:`PathNetwork.closed_prices`).
@@ -41,14 +47,15 @@ Array = np.ndarray[Any, Any]
 # cut off at utility + CUTOFF, where the share would be 1e-13: far below what any tolerance here can see.
 CUTOFF = 30.0
 CLOSED = 1e-13  # capacity below this fraction of the largest trips counts as zero
-NEARLY_FULL = 0.3
-TRACE = 1e-7  # part of a pair's trips below which a path may be an interior point's trace
-BOUNDARY = 0.995
-COLD, WARM = 0.1, 1e-2
-SHRINK = 0.2
-CENTRED = 0.3
-FINISH = 1e-2
-FLOOR, RELATIVE = 0.01, 0.5
+TRACE = 1e-7  # part of a pair's trips below which a path flow may be an interior point's trace
+NEARLY_FULL = 0.3  # load from which a link's capacity enters the Newton system
+COLD, WARM = 0.1, 1e-2  # first gauge, in units of the prices to expect
+SHRINK = 0.2  # of the gauge from stage to stage
+CENTRED = 0.3  # Newton decrement, in units of the barrier's own size, at which a stage ends
+FINISH = 1e-2  # relative size of the barrier at which the primal-dual steps take over
+BALANCED = 0.5  # part of its capacity by which a link may then still miss its equation
+FLOOR = 0.01  # how far the gauge may run ahead of the residuals in primal-dual steps
+BOUNDARY = 0.995  # part of the way to the boundary that a step may go
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +209,7 @@ class PathNetwork:
 
     def _walk(self, trees: tuple[Array, Array, Array], pair: Array) -> tuple[Array, Array]:
         """Paths of some pairs, from shortest path trees."""
-        return _walk_paths(
+        start, links = _walk_paths(
             pair,
             self.origin,
             self.destination,
@@ -212,6 +219,7 @@ class PathNetwork:
             self._slot_head,
             trees[2],
         )
+        return start, links
 
     def origin_flows(
         self, path_pair: Array, path_start: Array, path_links: Array, flow: Array
@@ -267,7 +275,7 @@ class PathNetwork:
             heads, head_row = np.unique(self.head[where], return_inverse=True)
             forward = self._trees(open_cost, self.origins)[0]
             backward = self._trees(open_cost, heads)[0]
-            return _largest_gain(
+            gain: Array = _largest_gain(
                 forward,
                 backward,
                 self.tail[where],
@@ -277,6 +285,7 @@ class PathNetwork:
                 self.destination[wanting],
                 potential[wanting],
             )
+            return gain
 
         price[where] = alone(np.where(closed, np.inf, cost))
         enough: Array | None = None
@@ -346,7 +355,7 @@ class PathNetwork:
 
 
 class _Solve:
-    """One solve: proximal steps in the path flows, Newton in the prices, path generation in between."""
+    """One solve: the loop over gauges, certificates and path generation."""
 
     def __init__(
         self,
@@ -417,7 +426,7 @@ class _Solve:
         self._first_prices()
         while self.iterations < self.max_iterations:
             last = self.gauge * self._weight_sum() <= FINISH * self.gap_size / self.gap
-            self._centre(RELATIVE if last else np.inf)
+            self._centre(BALANCED if last else np.inf)
             answer = self._certify()
             if answer is not None:
                 return answer
@@ -576,15 +585,7 @@ class _Solve:
             self.trips,
             len(self.rows),
         )
-        own = np.einsum("ii->i", matrix)
-        own += diagonal
-        factor, failed = dpotrf(matrix, lower=1, overwrite_a=0)
-        if failed:
-            own *= 1.0 + 1e-10
-            factor, failed = dpotrf(matrix, lower=1, overwrite_a=0)
-            if failed:
-                raise LowerNotSolvedError("the passengers' problem: the Newton system is singular")
-        return factor
+        return _factor(matrix, diagonal)
 
     def _centre(self, relative: float) -> None:
         """Maximise the barrier function of the dual over the prices by damped Newton steps."""
@@ -599,7 +600,7 @@ class _Solve:
             barrier = self.gauge * capacity / price
             gradient = now.load[rows] - capacity + barrier
             factor = self._matrix(now, now.flow**2 / (self.gauge * self.room), barrier / price)
-            change = dpotrs(factor, gradient, lower=1)[0]
+            change = dpotrs(factor, gradient, lower=1)[0] if len(rows) else gradient
             decrement = float(gradient @ change)
             length = min(1.0, 0.95 * _to_boundary(price, change))
             there = now
@@ -626,10 +627,7 @@ class _Solve:
         """Primal-dual steps from a central point; they keep their accuracy where the barrier loses it."""
         rows, now = self.rows, self.now
         state = _State(
-            self.pair_start,
-            self.path_start,
-            self.path_links,
-            self.row_of_link,
+            (self.pair_start, self.path_start, self.path_links, self.row_of_link),
             _path_sums(self.path_start, self.path_links, self.network.travel_time),
             self.trips,
             self.worth,
@@ -666,6 +664,7 @@ class _Point(NamedTuple):
     value: float
 
 
+@dataclass(eq=False)
 class _State:
     """Primal-dual iterate on the generated paths.
 
@@ -674,34 +673,20 @@ class _State:
     ``q z = gauge * room``, ``p t = gauge * a``.
     """
 
-    def __init__(
-        self,
-        pair_start,
-        path_start,
-        path_links,
-        index,
-        base,
-        trips,
-        utility,
-        capacity,
-        room,
-        flow,
-        reduced_cost,
-        potential,
-        price,
-        slack,
-    ) -> None:
-        self.structure = (pair_start, path_start, path_links, index)
-        self.base, self.trips, self.utility, self.capacity, self.room = (
-            base,
-            trips,
-            utility,
-            capacity,
-            room,
-        )
-        self.flow, self.reduced_cost, self.potential = flow, reduced_cost, potential
-        self.price, self.slack = price, slack
-        self.weights = float(np.sum(room) + np.sum(capacity))
+    structure: tuple[Array, Array, Array, Array]  # paths of pairs, links of paths, row of each link
+    base: Array  # travel time of each path
+    trips: Array
+    utility: Array
+    capacity: Array  # of the rows
+    room: Array  # of the paths: the scale of their flows
+    flow: Array
+    reduced_cost: Array
+    potential: Array
+    price: Array
+    slack: Array
+
+    def __post_init__(self) -> None:
+        self.weights = float(np.sum(self.room) + np.sum(self.capacity))
 
     def residual(self) -> float:
         """Evaluate the equations; return the size of what is left, in units of the objective."""
@@ -719,9 +704,10 @@ class _State:
         )
         product = float(self.flow @ self.reduced_cost + self.price @ self.slack)
         self.gauge, self.size = product / self.weights, size
-        return max(product, size)
+        return max(product, float(size))
 
-    def _direction(self, path_right, row_right):
+    def _direction(self, path_right: Array, row_right: Array) -> _Direction:
+        """Newton direction for given right-hand sides of the two complementarity equations."""
         right = path_right / self.flow - self.dual_residual
         row = -self.primal_residual - row_right / self.price
         number = len(self.price)
@@ -737,54 +723,70 @@ class _State:
             price, flow, potential = price + more, flow + more_flow, potential + more_potential
         reduced_cost = (path_right - self.reduced_cost * flow) / self.flow
         slack = (row_right - self.slack * price) / self.price
-        return flow, reduced_cost, potential, price, slack
+        return _Direction(flow, reduced_cost, potential, price, slack)
 
-    def _length(self, direction) -> float:
-        flow, reduced_cost, _, price, slack = direction
-        return min(
-            1.0,
-            BOUNDARY
-            * min(
-                _to_boundary(self.flow, flow),
-                _to_boundary(self.reduced_cost, reduced_cost),
-                _to_boundary(self.price, price),
-                _to_boundary(self.slack, slack),
-            ),
+    def _length(self, direction: _Direction) -> float:
+        """How far to go: all the way, or almost to the boundary."""
+        limits = (
+            _to_boundary(self.flow, direction.flow),
+            _to_boundary(self.reduced_cost, direction.reduced_cost),
+            _to_boundary(self.price, direction.price),
+            _to_boundary(self.slack, direction.slack),
         )
+        return min(1.0, BOUNDARY * float(min(limits)))
 
     def step(self) -> None:
-        """One predictor-corrector step (Mehrotra 1992)."""
+        """One predictor-corrector step."""
         self.weight = self.flow / self.reduced_cost
         self.total = np.add.reduceat(self.flow, self.structure[0][:-1])
         self.margin = self.utility - self.potential
-        number = len(self.price)
-        matrix = _assemble(*self.structure, self.weight, self.margin, self.trips, number)
-        own = np.einsum("ii->i", matrix)
-        own += self.slack / self.price
-        if number:
-            self.factor, failed = dpotrf(matrix, lower=1)
-            if failed:
-                own *= 1.0 + 1e-10
-                self.factor, failed = dpotrf(matrix, lower=1)
+        matrix = _assemble(*self.structure, self.weight, self.margin, self.trips, len(self.price))
+        self.factor = _factor(matrix, self.slack / self.price)
         path_now, row_now = self.flow * self.reduced_cost, self.price * self.slack
-        predictor = self._direction(-path_now, -row_now)
-        length = self._length(predictor)
-        flow, reduced_cost, _, price, slack = predictor
-        after = (self.flow + length * flow) @ (self.reduced_cost + length * reduced_cost)
-        after += (self.price + length * price) @ (self.slack + length * slack)
-        target = self.gauge * min(1.0, max(after, 0.0) / self.weights / self.gauge) ** 3
+        guess = self._direction(-path_now, -row_now)
+        length = self._length(guess)
+        products = (
+            (self.flow + length * guess.flow) @ (self.reduced_cost + length * guess.reduced_cost),
+            (self.price + length * guess.price) @ (self.slack + length * guess.slack),
+        )
+        after = max(float(sum(products)), 0.0) / self.weights
+        target = self.gauge * min(1.0, after / self.gauge) ** 3
         # No faster than the equations come to hold, or the boundary blocks every step.
         target = max(target, min(FLOOR * self.size / self.weights, self.gauge))
         direction = self._direction(
-            target * self.room - path_now - flow * reduced_cost,
-            target * self.capacity - row_now - price * slack,
+            target * self.room - path_now - guess.flow * guess.reduced_cost,
+            target * self.capacity - row_now - guess.price * guess.slack,
         )
         length = self._length(direction)
-        self.flow = self.flow + length * direction[0]
-        self.reduced_cost = self.reduced_cost + length * direction[1]
-        self.potential = self.potential + length * direction[2]
-        self.price = self.price + length * direction[3]
-        self.slack = self.slack + length * direction[4]
+        self.flow = self.flow + length * direction.flow
+        self.reduced_cost = self.reduced_cost + length * direction.reduced_cost
+        self.potential = self.potential + length * direction.potential
+        self.price = self.price + length * direction.price
+        self.slack = self.slack + length * direction.slack
+
+
+class _Direction(NamedTuple):
+    """A step in every unknown of :class:`_State`."""
+
+    flow: Array
+    reduced_cost: Array
+    potential: Array
+    price: Array
+    slack: Array
+
+
+def _factor(matrix: Array, diagonal: Array) -> Array:
+    """Cholesky factor of a symmetric positive definite matrix plus a positive diagonal."""
+    own = np.einsum("ii->i", matrix)
+    own += diagonal
+    if not len(matrix):
+        return matrix
+    for _ in range(3):
+        factor, failed = dpotrf(matrix, lower=1)
+        if not failed:
+            return np.asarray(factor)
+        own *= 1.0 + 1e-10  # rounding took its last positive eigenvalue
+    raise LowerNotSolvedError("the passengers' problem: the Newton system is singular")
 
 
 # -- flat lists of paths ---------------------------------------------------------------------------------------------
@@ -849,18 +851,9 @@ def _path_sums(start, links, cost):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _row_sums(start, rows, value, number):  # type: ignore[no-untyped-def]
-    sums = np.zeros(number)
-    for path in range(len(start) - 1):
-        for position in range(start[path], start[path + 1]):
-            sums[rows[position]] += value[path]
-    return sums
-
-
-@njit(cache=True)
-def _walk_paths(
+def _walk_paths(  # type: ignore[no-untyped-def]
     pair, origin, destination, origin_row, predecessor, slot_start, slot_head, slot_link
-):  # type: ignore[no-untyped-def]
+):
     start = np.zeros(len(pair) + 1, np.int64)
     for index in range(len(pair)):
         node, row, steps = destination[pair[index]], origin_row[pair[index]], 0

@@ -104,9 +104,18 @@ def solve_dense_qp(
     z, _, flag, info = daqp.solve(
         P, q, A, top, bottom, sense, primal_tol=tol, dual_tol=tol, eps_prox=-1.0, iter_limit=2000
     )
-    if flag != _SOLVED or not np.all(np.isfinite(z)):
+    if flag != _SOLVED:
         return None
-    return QuadraticAnswer(z, np.asarray(info["lam"]), int(info["iterations"]))
+    dual = np.asarray(info["lam"])
+    # DAQP can call a wrong answer solved (a Hessian of rounding size is enough): look at the KKT residual
+    product = A @ z
+    size = 1.0 + float(np.abs(z).max(initial=0.0))
+    outside = max(float(np.max(product - top)), float(np.max(bottom - product))) if len(top) else 0.0
+    slope = np.abs(P @ z + q + dual @ A).max(initial=0.0)
+    scale = 1.0 + np.abs(q).max(initial=0.0) + np.abs(dual).max(initial=0.0)
+    if not (outside <= 1e-7 * size and slope <= 1e-6 * scale * size):
+        return _dense_interior_point(P, q, A, upper, lower, tol)
+    return QuadraticAnswer(z, dual, int(info["iterations"]))
 
 
 def _dense_interior_point(

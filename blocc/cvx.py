@@ -229,6 +229,20 @@ class _Parametriser:
         return constraint.copy([self.visit(argument) for argument in constraint.args])
 
 
+def copy_on_plain_variables(
+    variables: Sequence[cp.Variable], problem: cp.Problem
+) -> tuple[list[cp.Variable], cp.Problem]:
+    """Copy a problem, its variables replaced by plain ones and their attributes by constraints."""
+    plain = {variable.id: _plain(variable) for variable in variables}
+    visitor = _Parametriser([], {identity: pair[1] for identity, pair in plain.items()})
+    bounds = [c for v in variables for c in _attribute_constraints(v, plain[v.id][0]).values()]
+    copied = cp.Problem(
+        cp.Minimize(visitor.visit(problem.objective.args[0])),
+        [*(visitor.constraint(c) for c in problem.constraints), *bounds],
+    )
+    return [pair[0] for pair in plain.values()], copied
+
+
 def _explain(expressions: Mapping[str, Any]) -> str:
     """Name the expression, and inside it the smallest part, that CVXPY cannot take as convex and DPP."""
     for name, expression in expressions.items():
@@ -754,16 +768,8 @@ class BilevelProblem:
                     "the relaxation is not convex: "
                     + next((k for k, e in culprit.items() if e is None or not e.is_dcp()), "?")
                 )
-            plain = {v.id: _plain(v) for v in variables}
-            visitor = _Parametriser([], {k: pair[1] for k, pair in plain.items()})
-            bounds = [
-                c for v in variables for c in _attribute_constraints(v, plain[v.id][0]).values()
-            ]
-            copy = cp.Problem(
-                cp.Minimize(visitor.visit(self.expression)),
-                [*(visitor.constraint(c) for c in constraints.values()), *bounds],
-            )
-            self._relaxation = ConicProgram(copy, [pair[0] for pair in plain.values()], [])
+            plain, copied = copy_on_plain_variables(variables, problem)
+            self._relaxation = ConicProgram(copied, plain, [])
         answer = self._relaxation.solve(tol)
         v = self._relaxation.primal(answer)
         bound = answer.value - answer.gap * (1.0 + abs(answer.value))
@@ -885,7 +891,7 @@ class BilevelProblem:
             try:
                 bound = self.relaxation().bound
             except (UnsupportedModelError, LowerLevelError):
-                pass  # no convex relaxation, or none with a minimiser: no bound
+                bound = self._interval_bound()  # no convex relaxation, or none with a minimiser
         with progress.timed("joint"):
             method = Joint(self, self._start(), bound=bound, tol=tol, progress=progress)
             point = method.solve(starts, seed)
@@ -930,6 +936,15 @@ class BilevelProblem:
                 message=message,
             )
         )
+
+    def _interval_bound(self) -> float | None:
+        """Bound on f by CVXPY's interval arithmetic from the variables' bounds; None where there is none."""
+        if self.expression is None:
+            return None
+        if hasattr(self.expression, "get_bounds"):
+            least = float(np.max(np.asarray(self.expression.get_bounds()[0])))
+            return least if np.isfinite(least) else None
+        return 0.0 if self.expression.is_nonneg() else None
 
     def _certificate(
         self, method: Joint, point: JointPoint, bound: float | None, tol: float

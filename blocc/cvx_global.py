@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import cvxpy as cp
 import numpy as np
-import numpy.typing as npt
 
 from blocc.conic import ConicProgram, Matrix, Vector, solve_dense_qp
 from blocc.errors import (
@@ -76,15 +75,17 @@ def branch_and_bound(
         tree = _Complementarity(problem)
     except UnsupportedModelError as first:
         try:
-            tree = _ValueFunction(problem)
+            tree = _ValueFunction(problem, point.objective)
         except UnsupportedModelError as second:
+            if bound is not None:
+                return point, bound
             raise UnsupportedModelError(
                 f"no global bound is available for this problem: {first}; and {second}. "
                 "Solve without global_=True"
             ) from second
     point, proven = tree.search(point, tol)
-    if bound is not None:
-        proven = max(bound, proven)
+    known = [proven] if bound is None else [proven, bound]
+    proven = max(known)
     return point, proven if np.isfinite(proven) else None
 
 
@@ -157,7 +158,7 @@ class _Tree:
             gap = (data.lower - saddle.value) / (1.0 + abs(saddle.value))
             violation = worst / (1.0 + float(np.abs(w).max()))
             found = JointPoint(x, answer, float(data.upper), gap, violation)
-            if found.error <= 1e-7 and found.better(best):
+            if found.error <= 1e-9 and found.better(best):
                 best = found
         return best
 
@@ -270,7 +271,8 @@ class _Complementarity(_Tree):
         if values.size and values[0] < -1e-9 * size:
             feasible = _least(np.zeros_like(P), np.zeros(len(P)), self.A @ null, self.b - self.A @ base)
             return (np.inf if feasible is None else -np.inf), None
-        P = (vectors * np.maximum(values, 0.0)) @ vectors.T
+        values[values < 1e-12 * size] = 0.0  # rounding, which would make the program look definite
+        P = (vectors * values) @ vectors.T
         q = null.T @ (self.q + self.Q @ base)
         rows, right = self.A @ null, self.b - self.A @ base
         if not len(P):
@@ -352,64 +354,98 @@ def _quadratic(problem: BilevelProblem) -> tuple[Matrix, Vector, float]:
 class _ValueFunction(_Tree):
     """Branching on boxes of x, with v above replaced by the interpolation of its corner values."""
 
-    def __init__(self, problem: BilevelProblem) -> None:
+    def __init__(self, problem: BilevelProblem, incumbent: float) -> None:
         super().__init__(problem)
+        from blocc.cvx import copy_on_plain_variables
+
         if problem.expression is None or not problem.expression.is_dcp():
             raise UnsupportedModelError("the upper objective is not convex by CVXPY's rules")
         constraints = [*problem._alone.values(), *problem._coupling.values()]
-        alone: list[Any] = []
-        shared: list[Any] = []
-        lower_ids = set(problem.lower_layout.slices)
         for item in problem.lowers:
             constraints += item.constraints.values()
-            for term in _terms(item.expression):
-                inside = any(variable.id in lower_ids for variable in term.variables())
-                (shared if inside else alone).append(term)
         if not all(constraint.is_dcp() for constraint in constraints):
             raise UnsupportedModelError("a constraint is not jointly convex by CVXPY's rules")
-        objective = sum(shared)
-        if not objective.is_dcp():
-            raise UnsupportedModelError("the lower objective is not jointly convex")
-        self.alone = sum(alone) if alone else cp.Constant(0.0)
-        self.low, self.high = self._range(constraints)
+        shared, self._alone = self._convex_part()
+        # nothing worse than the incumbent is of interest: that bounds x where the constraints do not
+        limit = problem.expression <= incumbent + 1e-6 * (1.0 + abs(incumbent))
         k = problem.n_upper
         self.corners = 2**k
         x = cp.hstack([cp.vec(v, order="F") for v in problem.upper_layout.variables])
-        weights = cp.Variable(self.corners, nonneg=True)
+        slope = cp.Parameter(k)
+        variables = problem.layout.variables
+        plain, copied = copy_on_plain_variables(
+            variables, cp.Problem(cp.Minimize(slope @ x), [*constraints, limit])
+        )
+        self.low, self.high = self._range(ConicProgram(copied, plain, []), slope)
+        weights = cp.Variable(self.corners)
         self.vertices = cp.Parameter((k, self.corners))
         self.values = cp.Parameter(self.corners)
-        self.slack = cp.Parameter(nonneg=True)  # large where a corner has no lower-level answer
-        rows = [
+        self.slack = cp.Parameter(nonneg=True)
+        inside = [
             *constraints,
+            weights >= 0,
             cp.sum(weights) == 1,
             x == self.vertices @ weights,
-            objective <= self.values @ weights + self.slack,
         ]
-        self.program = ConicProgram(
-            cp.Problem(cp.Minimize(problem.expression), rows), problem.layout.variables, []
-        )
+        cut = shared <= self.values @ weights + self.slack
+
+        def compiled(rows: list[Any]) -> ConicProgram:
+            plain, copied = copy_on_plain_variables(
+                [*variables, weights], cp.Problem(cp.Minimize(problem.expression), rows)
+            )
+            return ConicProgram(copied, plain[: len(variables)], [])
+
+        self.with_cut, self.without_cut = compiled([*inside, cut]), compiled(inside)
         self._cache: dict[tuple[float, ...], float] = {}
 
-    def _range(self, constraints: list[Any]) -> tuple[Vector, Vector]:
-        """Least and greatest value of every x_i over the joint constraints."""
+    def _convex_part(self) -> tuple[Any, Any]:
+        """Split g into a jointly convex part and a function of x alone."""
         problem = self.problem
-        k = problem.n_upper
+        lower_ids = set(problem.lower_layout.slices)
+        alone: list[Any] = [cp.Constant(0.0)]
+        shared: list[Any] = []
+        for item in problem.lowers:
+            for term in _terms(item.expression):
+                inside = any(variable.id in lower_ids for variable in term.variables())
+                (shared if inside else alone).append(term)
+        part = sum(shared)
+        if part.is_dcp():
+            return part, sum(alone)
+        # a quadratic g, strongly convex in y: enough of |x|^2 makes it jointly convex
+        k, n = problem.n_upper, problem.layout.size
+        try:
+            hessian, slope = _affine(
+                lambda v: problem.derivatives(v[:k], v[k:]).lower_gradient, n, "the lower gradient"
+            )
+        except UnsupportedModelError as error:
+            raise UnsupportedModelError("the lower objective is not jointly convex") from error
+        hessian = 0.5 * (hessian + hessian.T)
+        shift, kappa = np.diag([1.0] * k + [0.0] * (n - k)), 1.0
+        while np.linalg.eigvalsh(hessian + kappa * shift)[0] < 0 and kappa < 1e6:
+            kappa *= 2.0
+        if kappa >= 1e6:
+            raise UnsupportedModelError("the lower objective is not strongly convex in y")
         x = cp.hstack([cp.vec(v, order="F") for v in problem.upper_layout.variables])
-        slope = cp.Parameter(k)
-        program = ConicProgram(
-            cp.Problem(cp.Minimize(slope @ x), constraints), problem.layout.variables, []
-        )
+        z = cp.hstack([x, *(cp.vec(v, order="F") for v in problem.lower_layout.variables)])
+        zero = float(problem.derivatives(np.zeros(k), np.zeros(n - k)).lower)
+        convex = 0.5 * cp.quad_form(z, cp.psd_wrap(hessian + kappa * shift)) + slope @ z + zero
+        return convex, -0.5 * kappa * cp.sum_squares(x)
+
+    def _range(self, program: ConicProgram, slope: Any) -> tuple[Vector, Vector]:
+        """Least and greatest value of every x_i among points no worse than the incumbent."""
+        k = self.problem.n_upper
         ends = np.zeros((2, k))
         for i in range(k):
             for row, sign in enumerate((1.0, -1.0)):
                 program.set_parameters({slope.id: sign * np.eye(k)[i]})
                 try:
-                    ends[row, i] = sign * program.solve(1e-9).value
+                    answer = program.solve(1e-9)
                 except LowerLevelError as error:
                     raise UnsupportedModelError(
                         "an upper variable is unbounded over the joint constraints: give it bounds"
                     ) from error
-        lower, upper = (bound[:k] for bound in problem.bounds)
+                ends[row, i] = sign * answer.value
+        lower, upper = (bound[:k] for bound in self.problem.bounds)
         return np.maximum(ends[0], lower), np.minimum(ends[1], upper)
 
     def root(self) -> tuple[Vector, Vector]:
@@ -426,7 +462,7 @@ class _ValueFunction(_Tree):
                     strict=True,
                 ):
                     variable.save_value(np.asarray(part))
-                self._cache[key] = value - float(self.alone.value)
+                self._cache[key] = value - float(self._alone.value)
             except LowerLevelError:
                 self._cache[key] = np.inf
         return self._cache[key]
@@ -436,28 +472,27 @@ class _ValueFunction(_Tree):
         vertices = np.array(list(itertools.product(*zip(low, high, strict=True)))).T
         values = np.array([self._corner(x) for x in vertices.T])
         known = np.all(np.isfinite(values))
-        # rounding of the corner values must not cut anything off
-        size = 1.0 + np.abs(values[np.isfinite(values)]).max(initial=0.0)
-        self.program.set_parameters(
-            {
-                self.vertices.id: vertices,
-                self.values.id: values if known else np.zeros(len(values)),
-                self.slack.id: 1e-8 * size if known else 1e9 * size,
-            }
-        )
+        program = self.with_cut if known else self.without_cut
+        data: dict[int, Any] = {self.vertices.id: vertices}
+        if known:
+            # rounding of the corner values must not cut anything off
+            size = 1.0 + float(np.abs(values).max())
+            data |= {self.values.id: values, self.slack.id: 1e-10 * size}
+        program.set_parameters(data)
         middle = int(np.argmax((high - low) / (1.0 + np.abs(self.high - self.low))))
         cut = 0.5 * (low[middle] + high[middle])
         left, right = high.copy(), low.copy()
         left[middle] = right[middle] = cut
         children = [(low, left), (right, high)] if high[middle] - low[middle] > 1e-9 else []
         try:
-            answer = self.program.solve(1e-8)
+            answer = program.solve(1e-9)
         except LowerInfeasibleError:
             return np.inf, None, []
         except LowerLevelError:
             return -np.inf, None, children
-        bound = answer.value - answer.gap * (1.0 + abs(answer.value))
-        return bound, self.program.primal(answer), children
+        # where v has unbounded slope at the edge of the box, the corner values are worth that much
+        bound = answer.value - max(answer.gap, 1e-5) * (1.0 + abs(answer.value))
+        return bound, program.primal(answer), children
 
 
 def _terms(expression: Any) -> list[Any]:
@@ -468,5 +503,3 @@ def _terms(expression: Any) -> list[Any]:
         return [term for argument in expression.args for term in _terms(argument)]
     return [expression]
 
-
-_ = npt

@@ -101,7 +101,9 @@ class Certificate:
             f"  {'response_objective':<22}{self.response_objective:>12.6g}   f at the lower level's own answer"
         )
         if self.radius:
-            rows.append(f"  {'radius':<22}{self.radius:>12.1e}   a kink: gradients combined within this distance")
+            rows.append(
+                f"  {'radius':<22}{self.radius:>12.1e}   a kink: gradients combined within this distance"
+            )
         if self.bound is None:
             rows.append(f"  {'bound':<22}{'none':>12}   no convex relaxation, so no proven bound")
         else:
@@ -178,20 +180,19 @@ def certify(
     if (
         _gap(optimistic, dual) <= 1e-3 * tol
         and optimistic.violation <= tol
-        and (
-            model.upper(x, here.penalized.y) < own - tol * (1 + abs(own)) or own_violation > tol
-        )
+        and (model.upper(x, here.penalized.y) < own - tol * (1 + abs(own)) or own_violation > tol)
     ):
         y, chosen = here.penalized.y, optimistic
     objective, radius = model.upper(x, y), 0.0
     if isinstance(model, HasConvexConcaveStep) and not extrapolate:
         first_order = predicted_decrease(model, here, tol=saddle_tol)
     else:
-        first_order = stationarity(x, here.gradient, model.x_set)
-        few = isinstance(model.x_set, Box) and math.prod(x.shape) <= LARGEST
-        if first_order > tol and few and not extrapolate:
+        first_order = max(stationarity(x, here.gradient, model.x_set), here.mismatch)
+        box = model.x_set
+        few = math.prod(x.shape) <= LARGEST
+        if first_order > tol and few and isinstance(box, Box) and not extrapolate:
             oracle = Penalty(model, gamma, tol=saddle_tol)
-            first_order, radius = kink_stationarity(oracle, here, model.x_set), RADIUS
+            first_order, radius = kink_stationarity(oracle, here, box), RADIUS
     certificate = Certificate(
         lower_gap=_gap(chosen, dual),
         violation=max(chosen.violation, model.upper_violation(x, y)),

@@ -74,8 +74,13 @@ class Differentiable:
         if isinstance(value, (int, float)):
             xp = namespace(y)
             value = xp.asarray(value, dtype=y.dtype, device=device_of(y))
-        if self.scalar and math.prod(value.shape) == 1 and value.shape != ():
-            value = namespace(y).reshape(value, ())
+        shape = () if self.scalar else (1,)
+        if (
+            math.prod(value.shape) == 1
+            and (self.scalar or value.shape == ())
+            and value.shape != shape
+        ):
+            value = namespace(y).reshape(value, shape)
         return value
 
     def pullback(self, x: Array, y: Array, weights: Array | None = None) -> tuple[Array, Array]:

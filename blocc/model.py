@@ -70,7 +70,8 @@ class LowerResiduals:
     objective : float
         g(x, y).
     bound : float
-        A lower bound on v(x) from the duals.
+        A lower bound on v(x) from the duals, as far as ``dual_infeasibility`` is zero: along directions in which y is
+        unbounded a gradient that is not zero proves nothing.
     gap : float
         Relative lower-level gap ``(g(x, y) - bound) / (1 + |g(x, y)|)``; can be slightly negative where y violates
         constraints within tolerance.
@@ -190,6 +191,6 @@ class Schedule:
         Last gamma at most.
     """
 
-    start: float = 0.1
+    start: float = 1.0
     factor: float = 10.0
     limit: float = 1e8

@@ -31,6 +31,10 @@ class Evaluation:
         True upper value ``f(x, y_g(x))``.
     penalty : float
         ``gamma (g(x, y_F) - v(x)) = F_gamma(x) - f(x, y_F)``: what the penalised answer still gives away.
+    mismatch : float
+        Of the true response: relative difference between ``f(x, y_g)`` and its extrapolation from two penalties.
+        Large where the penalised answers have another active set, so that the extrapolated gradient is not the
+        response's.
     """
 
     x: Array
@@ -41,6 +45,7 @@ class Evaluation:
     penalized: Saddle
     response: float
     penalty: float
+    mismatch: float = 0.0
 
 
 class Warm:
@@ -125,4 +130,5 @@ class Response:
             penalized=far.penalized,
             response=near.response,
             penalty=far.penalty,
+            mismatch=abs(2.0 * far.value - near.value - near.response) / (1.0 + abs(near.response)),
         )

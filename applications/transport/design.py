@@ -22,7 +22,6 @@ from blocc.result import Result, Status
 from . import arc_flow, output
 from .model import TransitModel
 from .network import Network
-from .paths import Response
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 LowerSolver = Literal["paths", "maxmin"]
@@ -88,21 +87,21 @@ def respond(network: Network, capacity: Any, *, tol: float = 1e-6) -> Answer:
     began = time.perf_counter()
     model = TransitModel(network)
     response = model.paths.respond(capacity, network.alternative_time, tol=tol)
-    return _answer(model, capacity, response, time.perf_counter() - began)
-
-
-def _answer(model: TransitModel, capacity: Floats, response: Response, seconds: float) -> Answer:
-    cost = np.where(capacity > 0, model.network.travel_time + response.price, np.inf)
-    lengths = model.paths.distances(cost)
-    return Answer(
-        response.link_flow,
-        response.share,
-        response.price,
-        lengths,
-        response.primal,
-        response.gap,
-        seconds,
+    return _answer(
+        model,
+        capacity,
+        flow=response.link_flow,
+        share=response.share,
+        price=response.price,
+        objective=response.primal,
+        gap=response.gap,
+        seconds=time.perf_counter() - began,
     )
+
+
+def _answer(model: TransitModel, capacity: Floats, **parts: Any) -> Answer:
+    cost = np.where(capacity > 0, model.network.travel_time + parts["price"], np.inf)
+    return Answer(path_cost=model.paths.distances(cost), **parts)
 
 
 @dataclass(frozen=True, eq=False)
@@ -280,8 +279,17 @@ def design(
         )
         result = _recertified(model, first_order, tol)
     capacity = np.asarray(result.x, dtype=np.float64)
-    response = model.paths.respond(capacity, network.alternative_time, tol=1e-10)
-    answer = _answer(model, capacity, response, 0.0)
+    flows, share = model.split(np.asarray(result.y))
+    answer = _answer(
+        model,
+        capacity,
+        flow=flows.sum(axis=0),
+        share=share,
+        price=np.asarray(result.duals["capacity"]),
+        objective=result.lower_objective,
+        gap=result.certificate.lower_gap,
+        seconds=result.timings.get("certificate", 0.0),
+    )
     options = {"lower": lower, "tol": tol, "seed": seed, "max_iterations": max_iterations}
     bound = result.bound if result.bound is not None else np.inf
     return Design(

@@ -150,7 +150,13 @@ def lbfgsb(
             jac=True,
             method="L-BFGS-B",
             bounds=list(zip(lower, upper, strict=True)),
-            options={"maxiter": max_iterations, "ftol": 0.0, "gtol": 0.1 * tol, "maxls": 20},
+            options={
+                "maxiter": max_iterations,
+                "maxfun": 2 * max_iterations,
+                "ftol": 0.0,
+                "gtol": 0.1 * tol,
+                "maxls": 20,
+            },
         )
         if stationarity(best.x, best.gradient, x_set) <= tol:
             break

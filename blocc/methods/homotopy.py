@@ -39,6 +39,7 @@ OnFailure = Literal["raise", "return"]
 CHECKPOINT = "blocc-checkpoint-1"
 PROBES = 20
 PROBE_ROUNDS = 3
+STAGE_STEPS = 30
 POLISH_AT = 1e-3  # relative penalty below which extrapolated hypergradients are accurate (error about its square)
 
 
@@ -171,6 +172,8 @@ class Homotopy:
         with self.progress.timed(method if not isinstance(oracle, Response) else "polish"):
             here: Evaluation = oracle(state.x)
             budget = max(1, self.max_iterations - state.iterations)
+            if tol > self.tol and method != "convex_concave":
+                budget = min(budget, STAGE_STEPS)  # a stage on the way need not converge
             for accepted in self._steps(method, oracle, here, tol, budget):
                 here = accepted
                 shown = math.nan if method == "convex_concave" else self._first_order(here, method)
@@ -180,7 +183,10 @@ class Homotopy:
     def _improve(self, state: _State, here: Evaluation, oracle: Any) -> Evaluation:
         if not isinstance(self.model, HasImprovement):
             return here
-        better: Evaluation = oracle(self.model.improve(here.x, here.lower))
+        try:
+            better: Evaluation = oracle(self.model.improve(here.x, here.lower))
+        except LowerLevelError:
+            return here
         if better.response <= here.response and better.value <= here.value + self.tol * (
             1 + abs(here.value)
         ):
@@ -194,11 +200,21 @@ class Homotopy:
         while True:
             gamma = state.gamma if self.fixed_gamma is None else self.fixed_gamma
             last = self.fixed_gamma is not None
-            stage_tol = self.tol if last else min(max(0.1 * relative, 0.1 * self.tol), 1e-3)
+            exact = (
+                last or self.method == "convex_concave"
+            )  # whose steps are cheap, and stop early otherwise
+            stage_tol = self.tol if exact else min(max(0.1 * relative, 0.1 * self.tol), 1e-3)
             penalty = Penalty(
                 self.model, gamma, tol=self._saddle_tol(stage_tol, gamma), warm=self.warm
             )
-            here = self._minimize(state, penalty, self.method, stage_tol)
+            try:
+                here = self._minimize(state, penalty, self.method, stage_tol)
+            except LowerLevelError:
+                # f weighs so much that f + gamma g is not solved here: a larger gamma is closer to the lower level
+                if last or gamma * self.schedule.factor > self.schedule.limit:
+                    raise
+                state.gamma = gamma * self.schedule.factor
+                continue
             here = self._improve(state, here, penalty)
             state.x = here.x
             relative = abs(here.penalty) / (1.0 + abs(here.response))
@@ -206,7 +222,6 @@ class Homotopy:
             last = last or state.iterations >= self.max_iterations
             smooth = self.method != "convex_concave" and self.fixed_gamma is None
             if relative <= POLISH_AT and smooth and not state.polished:
-                state.polished = True
                 polished = self._polish(state, gamma)
                 if polished is not None:
                     yield polished
@@ -273,13 +288,17 @@ class Homotopy:
         method = "lbfgsb" if isinstance(self.model.x_set, Box) else "spectral"
         oracle = Response(self.model, gamma, tol=self.floor, warm=self.warm)
         try:
-            before = self.model.upper(state.x, oracle.near(state.x).lower.y)
+            start = oracle(state.x)
+            if start.mismatch > self.tol:
+                return None  # another active set than the response's: gamma is still too small
+            state.polished, before = True, start.response
             there = self._minimize(state, oracle, method, self.tol)
         except LowerLevelError:
             return None
         if descent.stationarity(there.x, there.gradient, self.model.x_set) <= self.tol:
             there = self._probe(state, there, oracle, method, self.tol)
-        if descent.stationarity(there.x, there.gradient, self.model.x_set) > self.tol:
+        left = descent.stationarity(there.x, there.gradient, self.model.x_set)
+        if max(left, there.mismatch) > self.tol:
             return None  # a kink: only the penalty's stages end there
         if self.model.upper_violation(there.x, there.lower.y) > self.tol:
             return None  # the response breaks an upper constraint on y, which only the penalty sees

@@ -13,7 +13,7 @@ from blocc.certificate import certify
 from blocc.methods import homotopy
 from blocc.penalty import Penalty, Response
 from blocc.progress import Progress
-from tests.core.problems import CoupledQP, toy
+from tests.core.problems import CoupledQP
 
 
 @pytest.fixture

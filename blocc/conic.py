@@ -110,7 +110,9 @@ def solve_dense_qp(
     # DAQP can call a wrong answer solved (a Hessian of rounding size is enough): look at the KKT residual
     product = A @ z
     size = 1.0 + float(np.abs(z).max(initial=0.0))
-    outside = max(float(np.max(product - top)), float(np.max(bottom - product))) if len(top) else 0.0
+    outside = (
+        max(float(np.max(product - top)), float(np.max(bottom - product))) if len(top) else 0.0
+    )
     slope = np.abs(P @ z + q + dual @ A).max(initial=0.0)
     scale = 1.0 + np.abs(q).max(initial=0.0) + np.abs(dual).max(initial=0.0)
     if not (outside <= 1e-7 * size and slope <= 1e-6 * scale * size):
@@ -383,7 +385,9 @@ class ConicProgram:
         if "DualInfeasible" in status:
             raise LowerUnboundedError("the objective is unbounded below (Clarabel's certificate)")
         z, dual = np.asarray(solution.x), np.asarray(solution.z)
-        if not (np.abs(z).max(initial=0.0) < _INFINITE and np.abs(dual).max(initial=0.0) < _INFINITE):
+        if not (
+            np.abs(z).max(initial=0.0) < _INFINITE and np.abs(dual).max(initial=0.0) < _INFINITE
+        ):
             raise LowerNotSolvedError(f"Clarabel stopped with status {status}")
         result = self._assess(z, dual, int(solution.iterations), np.asarray(solution.s))
         if self.is_quadratic and self._dense and max(result.gap, result.violation) > 1e-13:
@@ -527,9 +531,7 @@ def _recovery_maps(
         )
         answer = chain.invert(solution, inverse)
         # a variable that the program does not mention may have any value
-        primal = [
-            _flatten(answer.primal_vars.get(v.id, np.zeros(v.shape))) for v in variables
-        ]
+        primal = [_flatten(answer.primal_vars.get(v.id, np.zeros(v.shape))) for v in variables]
         duals = []
         for constraint in constraints:
             value = answer.dual_vars.get(constraint.id)

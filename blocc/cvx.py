@@ -22,8 +22,8 @@ from cvxpy.atoms.affine.wraps import nonneg_wrap, psd_wrap, symmetric_wrap
 
 from blocc.certificate import Certificate
 from blocc.conic import ConicAnswer, ConicProgram
-from blocc.cvx_functions import Functions, Layout
 from blocc.cvx_check import Check, check_problem
+from blocc.cvx_functions import Functions, Layout
 from blocc.cvx_global import branch_and_bound
 from blocc.errors import (
     InvalidInputError,
@@ -168,28 +168,30 @@ class _Parametriser:
         self.expressions: list[Any] = []
         self.parameters: list[cp.Parameter] = []
         self.pinned: list[Any] = []
-        self._known: dict[int, cp.Parameter] = {}
+        self._known: dict[int, Any] = {}
 
-    def parameter(self, expression: Any) -> cp.Parameter:
-        """Return the parameter that stands for an expression of upper variables alone."""
+    def parameter(self, expression: Any) -> Any:
+        """Return the parameter that stands for an expression of upper variables and data alone."""
         known = self._known.get(id(expression))
         if known is not None:
             return known
-        attributes: dict[str, Any] = {}
+        sign: dict[str, Any] = {}
         if expression.is_nonneg():
-            attributes["nonneg"] = True
+            sign["nonneg"] = True
         elif expression.is_nonpos():
-            attributes["nonpos"] = True
-        elif expression.ndim == 2 and expression.shape[0] == expression.shape[1] > 1:
+            sign["nonpos"] = True
+        parameter = cp.Parameter(expression.shape, **sign)
+        # a symmetric parameter would be canonicalised as its upper triangle: a plain one, and a wrap
+        leaf: Any = parameter
+        if expression.ndim == 2 and expression.shape[0] == expression.shape[1] > 1:
             if expression.is_psd():
-                attributes["PSD"] = True
+                leaf = psd_wrap(parameter)
             elif expression.is_symmetric():
-                attributes["symmetric"] = True
-        parameter = cp.Parameter(expression.shape, **attributes)
-        self._known[id(expression)] = parameter
+                leaf = symmetric_wrap(parameter)
+        self._known[id(expression)] = leaf
         self.expressions.append(expression)  # kept alive, so that id() stays unique
         self.parameters.append(parameter)
-        return parameter
+        return leaf
 
     def visit(self, expression: Any) -> Any:
         """Copy an expression."""
@@ -220,7 +222,11 @@ class _Parametriser:
     def _rename(self, expression: Any) -> Any:
         if isinstance(expression, cp.Variable):
             return self.lower[expression.id]
-        if not expression.variables():
+        if isinstance(expression, cp.Parameter) and any(
+            expression.attributes.get(kind) for kind in ("symmetric", "PSD", "NSD", "diag")
+        ):
+            return self.parameter(expression)
+        if not expression.args:
             return expression
         return expression.copy([self._rename(argument) for argument in expression.args])
 
@@ -243,23 +249,36 @@ def copy_on_plain_variables(
     return [pair[0] for pair in plain.values()], copied
 
 
-def _explain(expressions: Mapping[str, Any]) -> str:
-    """Name the expression, and inside it the smallest part, that CVXPY cannot take as convex and DPP."""
-    for name, expression in expressions.items():
-        if hasattr(expression, "is_dpp") and expression.is_dpp() and expression.is_dcp():
-            continue
-        culprit = expression
-        while True:
-            worse = [a for a in getattr(culprit, "args", []) if not (a.is_dcp() and a.is_dpp())]
-            if not worse:
-                break
-            culprit = worse[0]
-        why = "is not convex" if not culprit.is_dcp() else "is not affine in its parameters (DPP)"
-        return (
-            f"{name}: the part  {culprit}  ({type(culprit).__name__}) {why} once the upper variables are fixed. "
-            "Write it so that upper variables enter through products (phi(x) * y) or convex atoms of both"
-        )
+def _explain(pieces: Mapping[str, Any]) -> str:
+    """Name the smallest part that CVXPY cannot take as convex, and affine in its parameters."""
+    remedy = (
+        " once the upper variables are fixed. Upper variables may enter through products "
+        "phi(x) * y and through convex atoms of both"
+    )
+    for name, piece in pieces.items():
+        if isinstance(piece, cp.Expression):
+            wrong = None if piece.is_convex() else _culprit(piece, convex=True)
+        elif isinstance(piece, cp.constraints.Inequality):
+            wrong = None if piece.expr.is_convex() else _culprit(piece.expr, convex=True)
+        else:
+            wrong = None if piece.is_dcp() else piece
+        if wrong is not None:
+            return f"{name}: the part  {wrong}  ({type(wrong).__name__}) is not convex{remedy}"
+        if not piece.is_dcp(dpp=True):
+            return f"{name}:  {piece}  is not affine in its parameters (DPP){remedy}"
     return "CVXPY refuses the problem"
+
+
+def _culprit(expression: Any, *, convex: bool) -> Any:
+    """Smallest part of an expression whose curvature is wrong."""
+    for index, argument in enumerate(getattr(expression, "args", [])):
+        rising, falling = expression.is_incr(index), expression.is_decr(index)
+        if not (rising or falling) or argument.is_affine():
+            continue
+        wanted = convex if rising else not convex
+        if not (argument.is_convex() if wanted else argument.is_concave()):
+            return _culprit(argument, convex=wanted)
+    return expression
 
 
 class LowerProblem:
@@ -418,7 +437,8 @@ def _as_functions(constraint: Any, name: str) -> tuple[Any | None, Any | None]:
     if isinstance(constraint, cp.constraints.NonNeg):
         return -constraint.expr, None
     if isinstance(constraint, cp.constraints.PSD):
-        return -cp.lambda_min(constraint.expr), None
+        # eigenvalue routines read one triangle only: make the derivative see both
+        return -cp.lambda_min(0.5 * (constraint.expr + constraint.expr.T)), None
     if isinstance(constraint, cp.SOC):
         bound, vector = constraint.args
         return cp.norm(vector, 2, axis=constraint.axis) - bound if vector.ndim > 1 else cp.norm(
@@ -1033,7 +1053,10 @@ class BilevelProblem:
             saved = {v.id: v.value for v in item.variables}
             chosen = solver or _independent_solver(problem)
             options = {"CLARABEL": {"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "tol_feas": 1e-10}}
-            total += float(problem.solve(solver=chosen, **options.get(chosen, {})))
+            try:
+                total += float(problem.solve(solver=chosen, **options.get(chosen, {})))
+            except cp.error.SolverError:  # not for this kind of program after all
+                total += float(problem.solve(solver="CLARABEL", **options["CLARABEL"]))
             for variable in item.variables:
                 variable.save_value(saved[variable.id])
         x = self.upper_layout.pack([result.x[v.name()] for v in self.upper_layout.variables])

@@ -221,7 +221,9 @@ def _slater(problem: BilevelProblem, x: np.ndarray) -> Assumption:
     question = cp.Problem(cp.Maximize(margin), constraints)
     try:
         if not question.is_dcp():
-            return Assumption(name, "unknown", "the constraints are not jointly convex by CVXPY's rules")
+            return Assumption(
+                name, "unknown", "the constraints are not jointly convex by CVXPY's rules"
+            )
         value = float(question.solve(solver="CLARABEL"))
     except cp.error.SolverError:
         return Assumption(name, "unknown", "the solver failed")

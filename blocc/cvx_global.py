@@ -269,7 +269,9 @@ class _Complementarity(_Tree):
         values, vectors = np.linalg.eigh(P) if P.size else (np.zeros(0), P)
         size = 1.0 + np.abs(self.Q).max()
         if values.size and values[0] < -1e-9 * size:
-            feasible = _least(np.zeros_like(P), np.zeros(len(P)), self.A @ null, self.b - self.A @ base)
+            feasible = _least(
+                np.zeros_like(P), np.zeros(len(P)), self.A @ null, self.b - self.A @ base
+            )
             return (np.inf if feasible is None else -np.inf), None
         values[values < 1e-12 * size] = 0.0  # rounding, which would make the program look definite
         P = (vectors * values) @ vectors.T
@@ -439,7 +441,7 @@ class _ValueFunction(_Tree):
             for row, sign in enumerate((1.0, -1.0)):
                 program.set_parameters({slope.id: sign * np.eye(k)[i]})
                 try:
-                    answer = program.solve(1e-9)
+                    answer = program.solve(1e-8)
                 except LowerLevelError as error:
                     raise UnsupportedModelError(
                         "an upper variable is unbounded over the joint constraints: give it bounds"
@@ -477,7 +479,7 @@ class _ValueFunction(_Tree):
         if known:
             # rounding of the corner values must not cut anything off
             size = 1.0 + float(np.abs(values).max())
-            data |= {self.values.id: values, self.slack.id: 1e-10 * size}
+            data |= {self.values.id: values, self.slack.id: 1e-8 * size}
         program.set_parameters(data)
         middle = int(np.argmax((high - low) / (1.0 + np.abs(self.high - self.low))))
         cut = 0.5 * (low[middle] + high[middle])
@@ -485,7 +487,7 @@ class _ValueFunction(_Tree):
         left[middle] = right[middle] = cut
         children = [(low, left), (right, high)] if high[middle] - low[middle] > 1e-9 else []
         try:
-            answer = program.solve(1e-9)
+            answer = program.solve(1e-8)
         except LowerInfeasibleError:
             return np.inf, None, []
         except LowerLevelError:
@@ -502,4 +504,3 @@ def _terms(expression: Any) -> list[Any]:
     if isinstance(expression, AddExpression):
         return [term for argument in expression.args for term in _terms(argument)]
     return [expression]
-

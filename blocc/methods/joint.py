@@ -718,7 +718,9 @@ class Joint:
         own = self.measure(x, np.asarray(saddle.y), saddle)
         candidates = [own]
         joint = self.measure(x, v[self.nx :], saddle)
-        if own.error > _TIGHT or joint.objective < own.objective - 1e-4 * (1.0 + abs(own.objective)):
+        if own.error > _TIGHT or joint.objective < own.objective - 1e-4 * (
+            1.0 + abs(own.objective)
+        ):
             held = self._hold(joint, FINAL)
             if held is not None:
                 joint = self.measure(x, held[self.nx :], saddle)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,7 +166,9 @@ class _Symbols:
             raise _NotPolynomial
 
         Polynomial.function = function  # type: ignore[method-assign]
-        fake = SimpleNamespace(exp=lambda p: function(p, "exp"), log=refuse, cos=refuse, sqrt=refuse)
+        fake = SimpleNamespace(
+            exp=lambda p: function(p, "exp"), log=refuse, cos=refuse, sqrt=refuse
+        )
         x = [Polynomial.generator(i) for i in range(self.nx)]
         y = [Polynomial.generator(self.nx + i) for i in range(self.ny)]
         try:
@@ -246,13 +248,10 @@ class _Symbols:
         return cp.quad_form(z, psd_wrap(cp.Constant(Q))) + q @ z + polynomial.terms.get((), 0.0)
 
 
-def to_bilevel_problem(entry: dict[str, Any]) -> blocc.cvx.BilevelProblem:
-    """Write a catalogue entry in CVXPY.
+def cvxpy_parts(entry: dict[str, Any]) -> tuple[cp.Variable, cp.Variable, dict[str, Any]]:
+    """Variables, and objectives and constraints of both levels as CVXPY expressions.
 
-    Raises
-    ------
-    blocc.errors.UnsupportedModelError
-        If the lower level cannot be written so that CVXPY sees that it is convex.
+    ``F`` is a plain callable where CVXPY lacks a function (cos).
     """
 
     def variable(level: str, size: int) -> cp.Variable:
@@ -288,19 +287,33 @@ def to_bilevel_problem(entry: dict[str, Any]) -> blocc.cvx.BilevelProblem:
             convex = None
         return expression if convex is None else convex
 
-    lower = blocc.cvx.LowerProblem(
-        cp.Minimize(lower_convex(entry["f"])),
-        {f"g{i}": lower_convex(s) <= 0 for i, s in enumerate(entry["g"])}
+    parts: dict[str, Any] = {
+        "f": lower_convex(entry["f"]),
+        "lower": {f"g{i}": lower_convex(s) <= 0 for i, s in enumerate(entry["g"])}
         | {f"h{i}": lower_convex(s) == 0 for i, s in enumerate(entry["h"])},
-        given=[x],
-    )
+        "upper": {f"G{i}": upper_expression(s) <= 0 for i, s in enumerate(entry["G"])}
+        | {f"H{i}": direct(s) == 0 for i, s in enumerate(entry["H"])},
+    }
     try:
-        objective: Any = cp.Minimize(upper_expression(entry["F"]))
-    except AttributeError:  # a function that CVXPY lacks (cos): a plain callable
-        objective = callables(entry).F
-    constraints = {f"G{i}": upper_expression(s) <= 0 for i, s in enumerate(entry["G"])}
-    constraints |= {f"H{i}": direct(s) == 0 for i, s in enumerate(entry["H"])}
-    return blocc.cvx.BilevelProblem(objective, lower, constraints)
+        parts["F"] = upper_expression(entry["F"])
+    except AttributeError:
+        parts["F"] = callables(entry).F
+    return x, y, parts
+
+
+def to_bilevel_problem(entry: dict[str, Any]) -> blocc.cvx.BilevelProblem:
+    """Write a catalogue entry in CVXPY (all 101 can be).
+
+    Raises
+    ------
+    blocc.errors.UnsupportedModelError
+        If the lower level cannot be written so that CVXPY sees that it is convex.
+    """
+    x, _, parts = cvxpy_parts(entry)
+    lower = blocc.cvx.LowerProblem(cp.Minimize(parts["f"]), parts["lower"], given=[x])
+    F = parts["F"]
+    objective = cp.Minimize(F) if isinstance(F, cp.Expression) else F
+    return blocc.cvx.BilevelProblem(objective, lower, parts["upper"])
 
 
 # --------------------------------------------------------------------------------------------- verdict
@@ -361,7 +374,8 @@ def lower_value(entry: dict[str, Any], x: np.ndarray, y: np.ndarray) -> float:
             options={"ftol": 1e-15, "maxiter": 500},
         )
         violation = max(
-            np.max(problem.g(x, answer.x), initial=0.0), np.max(np.abs(problem.h(x, answer.x)), initial=0.0)
+            np.max(problem.g(x, answer.x), initial=0.0),
+            np.max(np.abs(problem.h(x, answer.x)), initial=0.0),
         )
         if violation <= 1e-9 and np.isfinite(answer.fun):
             best = min(best, float(answer.fun))
@@ -396,8 +410,3 @@ def score(entry: dict[str, Any], x: Any, y: Any, tol: float = 1e-4) -> Verdict:
     else:
         kind = "other"
     return Verdict(kind, F, gap, violation, feasible and F < target - tol * (1.0 + abs(target)))
-
-
-def starts(entry: dict[str, Any]) -> Iterator[np.ndarray]:
-    """The listed start (one a problem)."""
-    yield np.array(entry["x0"], dtype=float)

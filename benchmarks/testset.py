@@ -1,16 +1,16 @@
 """Score blocc and its peers on the catalogue of bilevel test problems; print and write a table by class.
 
-    python benchmarks/testset.py [--starts 1|N|range] [--global] [--peers] [--tol 1e-4] [--out DIR] [--only NAME,...]
+    python benchmarks/testset.py [--starts 1|N|range] [--global] [--peers] [--tol 1e-4] [--out DIR] [--only A,B]
 
 Every problem is solved from its single listed start with defaults and no setting of its own. Verdicts are measured
 without the library: values by NumPy, the lower-level gap by HiGHS or SLSQP. CPU seconds are of this process, compile
 time of the CVXPY model included.
 
-Columns: *optimum* (F within tol of the known optimum, gap and violation at most 1e-6), *local* (a listed local solution),
-*other* (bilevel feasible, another value), *infeasible*, *failed* (an exception, or no answer); *false* counts answers
-claimed optimal or stationary that are not bilevel feasible, lie below the known optimum, or are claimed globally optimal and
-are not. Peers: relaxed KKT system by SLSQP (Scholtes), the paper's Algorithm 1 with one fixed setting, and blvpy where it is
-installed.
+Columns: *optimum* (F within tol of the known optimum, gap and violation at most 1e-6), *local* (a listed local
+solution), *other* (bilevel feasible, another value), *infeasible*, *failed* (an exception, or no answer); *false*
+counts answers claimed optimal or stationary that are not bilevel feasible, lie below the known optimum, or are
+claimed globally optimal and are not. Peers: relaxed KKT system by SLSQP (Scholtes), the paper's Algorithm 1 with one
+fixed setting, and blvpy where it is installed.
 """
 
 from __future__ import annotations

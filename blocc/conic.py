@@ -534,11 +534,9 @@ def _recovery_maps(
         primal = [_flatten(answer.primal_vars.get(v.id, np.zeros(v.shape))) for v in variables]
         duals = []
         for constraint in constraints:
-            value = answer.dual_vars.get(constraint.id)
+            value = answer.dual_vars[constraint.id]
             parts = value if isinstance(value, list | tuple) else [value]
-            duals.append(
-                np.concatenate([_flatten(part) for part in parts]) if value is not None else None
-            )
+            duals.append(np.concatenate([_flatten(part) for part in parts]))
         return primal, duals
 
     generator = np.random.default_rng(0)
@@ -548,9 +546,8 @@ def _recovery_maps(
         (generator.normal(size=n), generator.normal(size=m)),
     ]
     probes = [probe(x, z) for x, z in points]
-    primal_map = _index_map(
-        *(np.concatenate([*part[0], np.zeros(0)]) for part in probes), points[2][0]
-    )
+    stacked = [np.concatenate([*part[0], np.zeros(0)]) for part in probes]
+    primal_map = _index_map(stacked[0], stacked[1], stacked[2], points[2][0])
     dual_map = [
         _index_map(probes[0][1][k], probes[1][1][k], probes[2][1][k], points[2][1])
         for k in range(len(constraints))

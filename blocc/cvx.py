@@ -289,8 +289,9 @@ class LowerProblem:
     objective : cvxpy.Minimize or cvxpy.Maximize
         Lower objective g(x, y).
     constraints : list or dict of cvxpy constraints, optional
-        May involve the upper variables. Dict keys name the duals; list entries are named ``constraint_0``, ... Bounds and
-        attributes of lower variables are constraints as well, named ``"<variable>.lower"``, ``".upper"``, ``".psd"``.
+        May involve the upper variables. Dict keys name the duals; list entries are named ``constraint_0``, ...
+        Bounds and attributes of lower variables are constraints as well, named ``"<variable>.lower"``,
+        ``".upper"``, ``".psd"``.
     given : sequence of cvxpy.Variable
         The upper variables, which this level takes as given. All other variables belong to this level.
 
@@ -550,6 +551,7 @@ class BilevelProblem:
             if inequality is not None:
                 inequalities.append(inequality)
                 return int(inequality.size)
+            assert equality is not None
             equalities.append(equality)
             return int(equality.size)
 
@@ -1189,7 +1191,7 @@ class ConvexRegion:
         return self._project.primal(self._project.solve())
 
     def linear_gap(self, point: Vector, gradient: Vector) -> tuple[Any, Any]:
-        """See :meth:`blocc.sets.ConvexSet.linear_gap`; where X is unbounded along the gradient, all of it is residual."""
+        """See :meth:`blocc.sets.ConvexSet.linear_gap`; all is residual where X is unbounded along it."""
         self._linear.set_parameters({self._slope.id: gradient})
         try:
             answer = self._linear.solve()

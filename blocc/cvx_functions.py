@@ -23,6 +23,8 @@ from blocc.errors import UnsupportedModelError
 Vector = npt.NDArray[np.float64]
 #: Up to this many entries a Jacobian is kept dense.
 _DENSE_ENTRIES = 250_000
+#: Up to this many entries of Hessians a function is tried as a quadratic.
+_HESSIAN_ENTRIES = 1_000_000
 
 _ELEMENTWISE: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     cp.exp: (np.exp, np.exp),
@@ -160,6 +162,20 @@ class _Product(_Node):
         return a * b, b[:, None] * _dense(Ja) + a[:, None] * _dense(Jb)
 
 
+class _SquareOverLine(_Node):
+    """``sum(v^2) / w`` for a vector v and a scalar w."""
+
+    def __init__(self, numerator: _Node, denominator: _Node) -> None:
+        self.numerator, self.denominator = numerator, denominator
+
+    def value_jacobian(self, v: Vector) -> tuple[Vector, Any]:
+        a, Ja = self.numerator.value_jacobian(v)
+        b, Jb = self.denominator.value_jacobian(v)
+        value = float(a @ a) / float(b[0])
+        row = (2.0 / b[0]) * (Ja.T @ a) - (value / b[0]) * _dense(Jb)[0]
+        return np.array([value]), np.reshape(row, (1, -1))
+
+
 class _Inner(_Node):
     """Inner product of two vectors."""
 
@@ -214,6 +230,8 @@ def _compile(expression: Any, layout: Layout) -> _Node:
     elementwise = _ELEMENTWISE.get(kind)
     if elementwise is not None:
         return _Elementwise(arguments[0], *elementwise)
+    if kind is cp.quad_over_lin and expression.size == 1 and expression.args[1].size == 1:
+        return _SquareOverLine(*arguments)
     if isinstance(expression, Power):
         exponent = float(expression.p.value)
         return _Elementwise(arguments[0], *_power(exponent))
@@ -300,7 +318,7 @@ class Functions:
         nodes = [_compile(expression, layout) for expression in expressions]
         self._constant = np.zeros(self.size)
         small = self.size * self.width <= _DENSE_ENTRIES
-        self._matrix: Any = np.zeros((self.size, self.width)) if small else None
+        dense = np.zeros((self.size, self.width) if small else (0, 0))
         self._hessians: list[tuple[int, Any]] = []
         self._general: list[tuple[slice, _Node]] = []
         blocks: list[Any] = []
@@ -311,18 +329,20 @@ class Functions:
             if isinstance(node, _Affine):
                 self._constant[rows] = node.offset
                 if small:
-                    self._matrix[rows] = _dense(node.matrix)
+                    dense[rows] = _dense(node.matrix)
                 else:
                     blocks.append(sparse.csr_array(node.matrix))
                 continue
             quadratic = (
-                _as_quadratic(node, expression.size, self.width) if self.width <= 60 else None
+                _as_quadratic(node, expression.size, self.width)
+                if expression.size * self.width**2 <= _HESSIAN_ENTRIES
+                else None
             )
             if quadratic is not None:
                 constant, linear, hessians = quadratic
                 self._constant[rows] = constant
                 if small:
-                    self._matrix[rows] = linear
+                    dense[rows] = linear
                 else:
                     blocks.append(sparse.csr_array(linear))
                 self._hessians += [(rows.start + k, h) for k, h in enumerate(hessians)]
@@ -330,8 +350,7 @@ class Functions:
                 self._general.append((rows, node))
                 if not small:
                     blocks.append(sparse.csr_array((expression.size, self.width)))
-        if not small:
-            self._matrix = sparse.csr_array(sparse.vstack(blocks))
+        self._matrix: Any = dense if small else sparse.csr_array(sparse.vstack(blocks))
         self._hessian_rows = np.array([row for row, _ in self._hessians], dtype=np.int64)
         self._hessian_stack = (
             np.array([h for _, h in self._hessians]) if self._hessians else np.zeros((0, 0, 0))

@@ -135,7 +135,7 @@ class JointPoint:
     @property
     def _charged(self) -> float:
         error = max(self.error - _ROUNDING, 0.0)
-        return self.objective + error**0.25 * (1.0 + abs(self.objective))
+        return float(self.objective + error**0.25 * (1.0 + abs(self.objective)))
 
 
 # ------------------------------------------------------------------------------------ merit function

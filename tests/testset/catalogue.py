@@ -409,4 +409,4 @@ def score(entry: dict[str, Any], x: Any, y: Any, tol: float = 1e-4) -> Verdict:
         kind = "local"
     else:
         kind = "other"
-    return Verdict(kind, F, gap, violation, feasible and F < target - tol * (1.0 + abs(target)))
+    return Verdict(kind, F, gap, violation, feasible and target - tol * (1.0 + abs(target)) > F)

@@ -7,10 +7,10 @@ import time
 import cvxpy as cp
 import numpy as np
 import pytest
-from blocc.applications.svm import SlackBoundProblem
-from blocc.applications.svm.data import load, study_features, study_splits
 
 import blocc
+from blocc.applications.svm import SlackBoundProblem
+from blocc.applications.svm.data import load, study_features, study_splits
 from blocc.errors import InvalidInputError, LowerInfeasibleError, SolveError
 
 from .conftest import ROOT

@@ -47,6 +47,10 @@ def asarray_like(value: Any, like: Array | None) -> Array:
     InvalidInputError
         If ``value`` has no numeric array form.
     """
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None:
+        raise InvalidInputError("expected numbers, got None")
     if like is None:
         if array_api_compat.is_array_api_obj(value):
             xp = namespace(value)
@@ -60,9 +64,10 @@ def asarray_like(value: Any, like: Array | None) -> Array:
     xp = namespace(like)
     if array_api_compat.is_array_api_obj(value) and namespace(value) is not xp:
         value = to_numpy(value)
-    elif isinstance(value, np.generic):
-        value = value.item()
-    return xp.asarray(value, dtype=like.dtype, device=device_of(like))
+    try:
+        return xp.asarray(value, dtype=like.dtype, device=device_of(like))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"expected numbers, got {value!r:.80}") from error
 
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
-from blocc.arrays import asarray_like, namespace
+from blocc.arrays import all_finite, asarray_like, namespace
 from blocc.errors import InvalidInputError
 
 Array = Any
@@ -37,6 +38,11 @@ class ConvexSet(Protocol):
         ...
 
 
+def _scalar(value: Any) -> Any:
+    """Python float of any real number (NumPy's included), anything else as it is."""
+    return float(value) if isinstance(value, Real) else value
+
+
 def _bound(value: Any, like: Array) -> Array:
     return value if isinstance(value, (int, float)) else asarray_like(value, like)
 
@@ -60,11 +66,13 @@ class Box:
     upper: Any = math.inf
 
     def __post_init__(self) -> None:
-        scalar = isinstance(self.lower, (int, float)) and isinstance(self.upper, (int, float))
+        object.__setattr__(self, "lower", _scalar(self.lower))
+        object.__setattr__(self, "upper", _scalar(self.upper))
+        scalar = isinstance(self.lower, float) and isinstance(self.upper, float)
         if scalar:
             ordered = self.lower <= self.upper and self.lower < math.inf and self.upper > -math.inf
         else:
-            like = self.upper if isinstance(self.lower, (int, float)) else self.lower
+            like = self.upper if isinstance(self.lower, float) else self.lower
             like = asarray_like(like, None)
             lower, upper = _bound(self.lower, like), _bound(self.upper, like)
             xp = namespace(like)
@@ -116,7 +124,7 @@ class Free(Box):
         return point
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ball:
     """Euclidean ball ``||point - center|| <= radius``.
 
@@ -125,6 +133,11 @@ class Ball:
     radius : float
         Positive radius.
     center : float or array_like, default 0.0
+
+    Raises
+    ------
+    InvalidInputError
+        If the radius is not positive, or the center is not finite.
     """
 
     radius: float = 1.0
@@ -133,6 +146,9 @@ class Ball:
     def __post_init__(self) -> None:
         if not (0 < self.radius < math.inf):
             raise InvalidInputError(f"Ball: radius must be positive and finite, got {self.radius}")
+        object.__setattr__(self, "center", _scalar(self.center))
+        if not all_finite(asarray_like(self.center, None)):
+            raise InvalidInputError("Ball: the center must be finite")
 
     def project(self, point: Array) -> Array:
         """Nearest point of the ball."""

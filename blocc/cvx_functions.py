@@ -17,6 +17,8 @@ import scipy.sparse as sparse
 from cvxpy.atoms.affine.affine_atom import AffAtom
 from cvxpy.atoms.affine.binary_operators import DivExpression, MulExpression, multiply
 from cvxpy.atoms.elementwise.power import Power
+from cvxpy.cvxcore.python import canonInterface
+from cvxpy.lin_ops.lin_op import CONSTANT_ID
 
 from blocc.errors import UnsupportedModelError
 
@@ -197,11 +199,13 @@ def _compile(expression: Any, layout: Layout) -> _Node:
     if not any(v.id in layout.slices for v in expression.variables()):
         if expression.value is None:
             raise UnsupportedModelError(f"{expression} has no value: set its parameters first")
-        return _Affine(np.zeros((size, width)), _flat(expression.value))
+        return _Affine(_shrink(sparse.csr_array((size, width))), _flat(expression.value))
     if isinstance(expression, cp.Variable):
         columns = np.arange(layout.slices[expression.id].start, layout.slices[expression.id].stop)
         matrix = sparse.csr_array((np.ones(size), (np.arange(size), columns)), shape=(size, width))
         return _Affine(_shrink(matrix), np.zeros(size))
+    if expression.is_affine():
+        return _affine(expression, layout)
     arguments = [_compile(argument, layout) for argument in expression.args]
     kind = type(expression)
     constant = [
@@ -236,6 +240,30 @@ def _compile(expression: Any, layout: Layout) -> _Node:
         exponent = float(expression.p.value)
         return _Elementwise(arguments[0], *_power(exponent))
     return _General(expression, arguments)
+
+
+def _affine(expression: Any, layout: Layout) -> _Node:
+    """Matrix and offset of an affine expression, by CVXPY's own canonicalisation of it as a whole."""
+    fixed = _fix_parameters(expression)
+    starts = {identity: part.start for identity, part in layout.slices.items()}
+    operator, constraints = fixed.canonical_form
+    assert not constraints
+    tensor = canonInterface.get_problem_matrix(
+        [operator], layout.size, starts, {CONSTANT_ID: 1}, {CONSTANT_ID: 0}, fixed.size
+    )
+    stacked = sparse.csr_array(tensor.reshape((layout.size + 1, fixed.size)).tocsr())
+    return _Affine(_shrink(stacked[:-1].T), np.ravel(stacked[[-1]].toarray()))
+
+
+def _fix_parameters(expression: Any) -> Any:
+    """Copy an expression with the present values of its parameters as constants."""
+    if isinstance(expression, cp.Parameter):
+        if expression.value is None:
+            raise UnsupportedModelError(f"parameter {expression} has no value: set it first")
+        return cp.Constant(expression.value)
+    if not expression.parameters():
+        return expression
+    return expression.copy([_fix_parameters(argument) for argument in expression.args])
 
 
 def _power(exponent: float) -> tuple[Any, Any]:

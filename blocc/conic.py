@@ -246,11 +246,27 @@ class ConicProgram:
         n, m = self.size, self.rows
         self._raw_q = _compact(program.q)
         self._q_map = self._raw_q
-        stacked = sparse.csr_array(program.A)
-        self._A_map, self._A_row, self._A_col = _entries(-stacked[: m * n], m, n)
-        self._b_map = _compact(stacked[m * n :])
-        self._raw_P = sparse.csr_array(program.P if program.P is not None else (n * n, self._width))
-        self._P_map, self._P_row, self._P_col = _entries(self._raw_P, n, n)
+        # coordinates, not rows: a CSR array of n times m rows has that many row pointers
+        tensor = sparse.coo_array(program.A)
+        matrix = tensor.row < m * n
+        width = self._width
+        self._A_map, self._A_row, self._A_col = _entries(
+            (tensor.row[matrix], tensor.col[matrix], -tensor.data[matrix]), m, width
+        )
+        self._b_map = _compact(
+            sparse.coo_array(
+                (tensor.data[~matrix], (tensor.row[~matrix] - m * n, tensor.col[~matrix])),
+                shape=(m, width),
+            )
+        )
+        quadratic = sparse.coo_array(program.P) if program.P is not None else None
+        none = np.zeros(0, dtype=np.int64)
+        self._raw_P: _Coordinates = (
+            (none, none, np.zeros(0))
+            if quadratic is None
+            else (quadratic.row, quadratic.col, quadratic.data)
+        )
+        self._P_map, self._P_row, self._P_col = _entries(self._raw_P, n, width)
         self._solver: Any = None
         self._dense = n * max(m, n) <= DENSE_LIMIT
         self._primal_map, blocks = _recovery_maps(
@@ -304,9 +320,13 @@ class ConicProgram:
         ):
             raise UnsupportedModelError("the two programs differ in more than their objective")
         self._q_map = (2.0 - weight) * self._raw_q + (weight - 1.0) * other._raw_q
-        self._P_map, self._P_row, self._P_col = _entries(
-            (2.0 - weight) * self._raw_P + (weight - 1.0) * other._raw_P, self.size, self.size
+        mine, others = self._raw_P, other._raw_P
+        blended = (
+            np.concatenate([mine[0], others[0]]),
+            np.concatenate([mine[1], others[1]]),
+            np.concatenate([(2.0 - weight) * mine[2], (weight - 1.0) * others[2]]),
         )
+        self._P_map, self._P_row, self._P_col = _entries(blended, self.size, self._width)
 
     def dense(self) -> tuple[Matrix, Matrix]:
         """P and A as dense arrays."""
@@ -475,13 +495,17 @@ def _any_value(parameter: cp.Parameter) -> Any:
     return value if parameter.shape else float(value)
 
 
+_Coordinates = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Vector]
+
+
 def _entries(
-    tensor: Any, rows: int, columns: int
+    tensor: _Coordinates, rows: int, width: int
 ) -> tuple[Any, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Rows of a tensor that carry anything, with the matrix position of each (Fortran order, CSC)."""
-    tensor = sparse.csr_array(tensor)
-    kept = np.flatnonzero(np.diff(tensor.indptr))
-    return _compact(tensor[kept]), kept % rows, kept // rows
+    """Map from parameters to the entries of a matrix that carry anything, and the row and column of each."""
+    kept, position = np.unique(tensor[0], return_inverse=True)
+    matrix = sparse.coo_array((tensor[2], (position, tensor[1])), shape=(len(kept), width))
+    kept = kept.astype(np.int64)
+    return _compact(matrix), kept % max(rows, 1), kept // max(rows, 1)
 
 
 def _compact(matrix: Any) -> Any:

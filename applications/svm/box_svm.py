@@ -27,6 +27,7 @@ from blocc.errors import LowerNotSolvedError
 Array = Any
 INTERIOR_STEPS, ACTIVE_SET_STEPS = 100, 12
 HOLD = 1e-4
+LARGE, NEGLIGIBLE = 50_000, 1e-10
 
 
 @dataclass(frozen=True)
@@ -266,8 +267,7 @@ def _interior(problems: Sequence[BoxSVM], tol: float) -> list[Answer]:
         short = np.hstack([bound - here - primal[:, three], bound + here - primal[:, four]])
         ratio = primal / dual
         weight = 1.0 / (ratio[:, one] + ratio[:, two])
-        scaled = rows * np.sqrt(weight)[:, :, None]
-        hessian = np.swapaxes(scaled, 1, 2) @ scaled
+        hessian = _curvature(rows, weight)
         mean = np.trace(hessian, axis1=1, axis2=2) / size
         hessian[:, diagonal, diagonal] += curvature + 1e-14 * mean[:, None]
         hessian[:, limited, limited] += 1.0 / ratio[:, three] + 1.0 / ratio[:, four]
@@ -331,6 +331,20 @@ def _stack(problems: Sequence[BoxSVM], moving: Array) -> tuple[Array, Array, Arr
         targets[index, :number] = problem.targets[keep]
         weights[index, :number] = problem.weights[keep]
     return A, targets, weights
+
+
+def _curvature(rows: Array, weight: Array) -> Array:
+    """``rows^T diag(weight) rows``, problem by problem."""
+    if rows[0].size < LARGE:
+        scaled = rows * np.sqrt(weight)[:, :, None]
+        return np.swapaxes(scaled, 1, 2) @ scaled
+    hessian = np.empty((len(rows), rows.shape[2], rows.shape[2]))
+    for index, (matrix, heavy) in enumerate(zip(rows, weight, strict=True)):
+        # towards the end all the weight is on the rows at the kink
+        kept = np.flatnonzero(heavy > NEGLIGIBLE * np.max(heavy))
+        scaled = matrix[kept] * np.sqrt(heavy[kept])[:, None]
+        hessian[index] = scaled.T @ scaled
+    return hessian
 
 
 def _apply(matrices: Array, vectors: Array) -> Array:

@@ -44,7 +44,7 @@ GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 GRID_TOL = 1e-4
 ACCURACIES = (1e-10, 1e-8, 1e-6)
 WIDTH_RANGE, WIDTH_STEP = math.log(1e3), 1e-4  # of log width, around its first value
-STAGES = ((10.0, 30), (100.0, 15), (1000.0, 15))  # gamma, evaluations
+STAGES = ((10.0, 25), (100.0, 10), (1000.0, 5))  # gamma, evaluations
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,26 @@ class _Machine:
     bound: Array | None
     w: Array
     b: float
+    folds: list[dict[str, float]]
+
+
+def _fold_table(folds: list[Fold], y: Array) -> list[dict[str, float]]:
+    """Size, validation loss and share of wrong signs of every fold, at its own weights."""
+    table = []
+    points = y.reshape(len(folds), -1)
+    for index, (fold, point) in enumerate(zip(folds, points, strict=True)):
+        part = fold.validation
+        values = part.rows @ point[:-1] + part.signs * point[-1]
+        table.append(
+            {
+                "fold": index,
+                "rows": len(part.signs) if part.samples is None else part.samples,
+                "validation_loss": part.mean(point[:-1], float(point[-1])),
+                "validation_error": float(part.weights @ (values <= 0)) / part.total,
+                "largest_weight": float(np.max(np.abs(point[:-1]))),
+            }
+        )
+    return table
 
 
 class _BilevelSVM(BaseEstimator):
@@ -197,7 +217,8 @@ class _BilevelSVM(BaseEstimator):
         )
         answer = solve_best([problem])[0]
         shift = 0.0 if kernel_map is not None else float(answer.w @ center)
-        return _Machine(tuning, C, width, bound, answer.w, answer.b - shift)
+        table = _fold_table(make_model(None).at(x), tuning.result.y)
+        return _Machine(tuning, C, width, bound, answer.w, answer.b - shift, table)
 
     def _publish(self, machines: list[_Machine], features: int) -> None:
         """Set the attributes that all kernels and tasks share."""
@@ -206,6 +227,7 @@ class _BilevelSVM(BaseEstimator):
         results = [machine.tuning.result for machine in machines]
         self.result_ = results[0] if single else results
         self.validation_loss_ = float(np.mean([result.objective for result in results]))
+        self.fold_tables_ = [machine.folds for machine in machines]
         C = np.array([machine.C for machine in machines])
         self.best_params_: dict[str, Any] = {"C": float(C[0]) if single else C}
         if self.kernel == "rbf":
@@ -272,6 +294,8 @@ class BilevelSVC(ClassifierMixin, _BilevelSVM):
         Mean validation hinge loss at the selected parameters (mean over classes).
     feature_importances_ : array of shape (n_features,)
         Bounds, clipped to the largest weight that any fold uses, as shares of their sum; 0 means switched off.
+    fold_tables_ : list of list of dict
+        Size, validation loss and error of every fold; one list a machine.
     result_ : Result, or list of Result for more than two classes
         Certificate: the lower level is solved; ``stationarity`` says how far x is from first-order optimal.
     n_features_in_, feature_names_in_

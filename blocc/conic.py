@@ -8,6 +8,7 @@ parameter is a contraction of the same maps with one primal-dual answer (envelop
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -273,7 +274,7 @@ class ConicProgram:
             chain, inverse, n, m, list(variables), list(constraints)
         )
         self._dual_map = sparse.vstack([*blocks, sparse.csr_array((0, m))], format="csr")
-        self._dual_ends = np.cumsum([block.shape[0] for block in blocks])[:-1]
+        self._dual_ends = [0, *np.cumsum([block.shape[0] for block in blocks])]
         self._primal_map, self._dual_map = _compact(self._primal_map), _compact(self._dual_map)
         self.variables = list(variables)
         self.constraints = list(constraints)
@@ -480,9 +481,8 @@ class ConicProgram:
 
     def multipliers(self, answer: ConicAnswer) -> list[Vector]:
         """Multipliers of ``constraints``, flat in Fortran order, in CVXPY's sign."""
-        if not self.constraints:
-            return []
-        return np.split(np.asarray(self._dual_map @ answer.dual), self._dual_ends)
+        flat = np.asarray(self._dual_map @ answer.dual)
+        return [flat[start:end] for start, end in itertools.pairwise(self._dual_ends)]
 
 
 # ---------------------------------------------------------------------------------------------- helpers

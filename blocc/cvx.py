@@ -504,6 +504,7 @@ class BilevelProblem:
         ]
         self._penalized: tuple[_Compiled, _Compiled] | None = None
         self._relaxation: Any = None
+        self._pieces: dict[int, tuple[Functions, dict[str, _Term]]] = {}
         self._parameter_values: dict[int, Any] | None = None
         self._parameters_changed()
 
@@ -614,6 +615,7 @@ class BilevelProblem:
         for compiled in [*self._lower, *(self._penalized or ())]:
             compiled.refresh()
         self._relaxation = None
+        self._pieces = {}
         self.x_set = self._upper_set()
 
     # ---------------------------------------------------------------------------------------- the Model
@@ -704,17 +706,16 @@ class BilevelProblem:
         scale = 1.0 + float(np.max(np.abs(y), initial=0.0))
         magnitude = 1.0
         for item in self.lowers:
-            functions = Functions([item.expression], self.layout)
+            functions, terms = self._lagrangian(item)
             value, jacobian = functions.value_jacobian(v)
             objective += float(value[0])
             slope = np.asarray(_row(jacobian)).ravel()
             gradient += slope
             magnitude = max(magnitude, float(np.max(np.abs(slope), initial=0.0)))
-            for name, constraint in item.all_constraints.items():
+            for name, term in terms.items():
                 key = name if name not in names else f"{name}[{self.lowers.index(item)}]"
                 names[name] = 1
-                term = _Term(constraint, duals[key], self.layout)
-                product, slope, worst, bad = term.evaluate(v)
+                product, slope, worst, bad = term.evaluate(v, duals[key])
                 lagrangian += product
                 gradient += slope
                 magnitude = max(magnitude, float(np.max(np.abs(slope), initial=0.0)))
@@ -739,6 +740,16 @@ class BilevelProblem:
             / magnitude,
             complementarity=complementarity / size,
         )
+
+    def _lagrangian(self, item: LowerProblem) -> tuple[Functions, dict[str, _Term]]:
+        """Compiled pieces of a lower level's Lagrangian."""
+        if id(item) not in self._pieces:
+            named = item.all_constraints.items()
+            self._pieces[id(item)] = (
+                Functions([item.expression], self.layout),
+                {name: _Term(constraint, self.layout) for name, constraint in named},
+            )
+        return self._pieces[id(item)]
 
     # ------------------------------------------------------------------------------------- capabilities
     def derivatives(self, x: Vector, y: Vector) -> Derivatives:
@@ -1118,8 +1129,7 @@ def _argument(layout: Layout, vector: Vector) -> Any:
 class _Term:
     """The term ``<dual, c(x, y)>`` of a Lagrangian, for one CVXPY constraint."""
 
-    def __init__(self, constraint: Any, dual: Any, layout: Layout) -> None:
-        self.dual = np.ravel(np.asarray(dual, dtype=float), order="F")
+    def __init__(self, constraint: Any, layout: Layout) -> None:
         self.equality = isinstance(constraint, cp.constraints.Equality | cp.constraints.Zero)
         self.constraint = constraint
         if (
@@ -1139,16 +1149,18 @@ class _Term:
             expression, _ = _as_functions(constraint, "constraint")
             self.measure = Functions([expression], layout)
 
-    def evaluate(self, v: Vector) -> tuple[float, Vector, float, float]:
+    def evaluate(self, v: Vector, multiplier: Any) -> tuple[float, Vector, float, float]:
+        """Product with the dual, its gradient, the largest violation, and the most negative dual."""
+        dual = np.ravel(np.asarray(multiplier, dtype=float), order="F")
         value, jacobian = self.functions.value_jacobian(v)
-        slope = np.asarray(jacobian.T @ self.dual).ravel()
+        slope = np.asarray(jacobian.T @ dual).ravel()
         if self.equality:
-            return float(value @ self.dual), slope, float(np.max(np.abs(value), initial=0.0)), 0.0
+            return float(value @ dual), slope, float(np.max(np.abs(value), initial=0.0)), 0.0
         if self.measure is not None:
             worst = float(np.max(self.measure.value(v), initial=0.0))
-            return float(value @ self.dual), slope, worst, 0.0
+            return float(value @ dual), slope, worst, 0.0
         worst = float(np.max(value, initial=0.0))
-        return float(value @ self.dual), slope, worst, float(np.max(-self.dual, initial=0.0))
+        return float(value @ dual), slope, worst, float(np.max(-dual, initial=0.0))
 
 
 class ConvexRegion:

@@ -1,4 +1,4 @@
-"""Array namespaces and devices. The only module of blocc that imports cupy, and it does so on request, never at import."""
+"""Array namespaces and devices. The only module of blocc that imports cupy, and that on request, never at import."""
 
 from __future__ import annotations
 

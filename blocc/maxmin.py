@@ -119,7 +119,8 @@ def maxmin(
     T_y : int
         Primal steps in each; 1 gives the single-loop form for constraints affine in y.
     accelerated : bool
-        Extrapolate the duals by ``(t - 1) / (t + 2)`` before each primal step.
+        Extrapolate the duals by ``(t - 1) / (t + 2)`` before each primal step. Give it ``T_y > 1``: a single primal
+        step does not keep up with the momentum, and the iterates go on oscillating.
     record : bool
         Compute the KKT residual at every iteration, for plots.
 
@@ -579,7 +580,11 @@ def _raise_if_hopeless(
     told = xp.stack([size, slack, unsupported])
     largest, proof, left = (float(told[i]) for i in range(3))
     scale = 1.0 + largest
-    if proof > 1e5 * precision(y) * scale and left * scale <= 1e-3 * proof:
+    # a point could still be feasible proof / left away: call it infeasible only beyond a million sizes of y
+    if (
+        proof > 1e5 * precision(y) * scale
+        and left * scale <= max(1e-6, 100.0 * precision(y)) * proof
+    ):
         worst = {
             k: float(xp.max(xp.abs(v) if problem.constraints[k].equality else v))
             for k, v in looked.values.items()

@@ -1,10 +1,12 @@
-"""``blocc svm tune``: a CSV in; parameters, a table of folds, a plot and a summary out."""
+"""``blocc svm tune`` (a CSV in; parameters, folds, a plot, a summary out) and ``blocc reproduce svm``, as functions."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -134,6 +136,92 @@ def tune(
     }
     (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def reproduce(out: str | os.PathLike[str], *, splits: int = 10) -> dict[str, Any]:
+    """Solve the BLOCC study's SVM problem on its splits; in a source checkout, by the other methods as well.
+
+    Parameters
+    ----------
+    out : path
+        Directory, created if missing. Gets ``splits.csv`` (one row a split and regulariser: the certified optimum,
+        status, validation loss, test accuracy, CPU seconds), ``summary.json``, and, in a checkout, the comparison of
+        ``benchmarks/svm_study.py``: ``slack.csv``, ``slack.md``, ``environment.json``.
+    splits : int
+        The first this many of the study's ten.
+
+    Returns
+    -------
+    dict
+        success (every split certified optimal), splits, largest bound gap, median CPU seconds, accuracy, files,
+        peers (False where the benchmarks are not at hand).
+    """
+    pandas = require("pandas", "svm", "blocc reproduce svm")
+    from blocc.applications.svm import SlackBoundProblem
+    from blocc.applications.svm.data import DATASETS, study_splits
+
+    if not 1 <= splits <= 10:
+        raise InvalidInputError(f"splits must be between 1 and 10, got {splits}")
+    directory = Path(out)
+    directory.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in DATASETS:
+        for split in study_splits(name, splits):
+            for upper in ("squared", "norm"):
+                began = time.process_time()
+                problem = SlackBoundProblem(
+                    split.X_train, split.y_train, split.X_val, split.y_val, upper
+                )
+                result = problem.solve(on_failure="return")
+                seconds = time.process_time() - began
+                predicted = np.sign(problem.decision_function(result.y, split.X_test))
+                losses = np.exp(1.0 - problem.model.validation @ result.y)
+                rows.append(
+                    {
+                        "dataset": name,
+                        "seed": split.seed,
+                        "upper": upper,
+                        "objective": result.objective,
+                        "bound_gap": result.certificate.bound_gap,
+                        "status": result.status.name.lower(),
+                        "validation_loss": float(np.mean(losses)),
+                        "test_accuracy": float(np.mean(predicted == split.y_test)),
+                        "cpu_seconds": seconds,
+                    }
+                )
+    table = pandas.DataFrame(rows)
+    table.to_csv(directory / "splits.csv", index=False)
+    files = ["splits.csv"]
+    study = _study()
+    if study is not None:
+        study.main(directory, ("slack",), splits)
+        files += ["slack.csv", "slack.md", "environment.json"]
+    summary = {
+        "instance": "svm study",
+        "splits": splits,
+        "success": bool((table["status"] == "optimal").all()),
+        "largest_bound_gap": float(table["bound_gap"].abs().max()),
+        "cpu_seconds_median": float(table["cpu_seconds"].median()),
+        "test_accuracy": {
+            f"{name}, {upper}": float(part["test_accuracy"].mean())
+            for (name, upper), part in table.groupby(["dataset", "upper"])
+        },
+        "peers": study is not None,
+        "versions": {"blocc": __version__, "numpy": np.__version__},
+        "files": [*files, "summary.json"],
+    }
+    (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _study() -> Any:
+    """The comparison with other methods, which is not installed: found in a source checkout only."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / "benchmarks" / "svm_study.py").exists():
+        return None
+    if str(root) not in sys.path:
+        sys.path.append(str(root))
+    return importlib.import_module("benchmarks.svm_study")
 
 
 def _read(pandas: Any, path: Path, target: str) -> tuple[list[str], Any, Any]:

@@ -143,6 +143,29 @@ class _BilevelSVM(BaseEstimator):
             dealt += len(members)
         return fold
 
+    def fold_of(self, X: Any, y: Any) -> Array:
+        """Fold that fit put every row of its own training data in; for comparing with other searches.
+
+        Parameters
+        ----------
+        X, y : array_like
+            The data given to fit.
+
+        Raises
+        ------
+        ValueError
+            For a row that fit has not seen.
+        """
+        check_is_fitted(self)
+        y = np.asarray(y)
+        codes = np.searchsorted(self.classes_, y) if hasattr(self, "classes_") else y
+        seen = {row.tobytes(): int(fold) for row, fold in zip(*self._assigned, strict=True)}
+        rows = np.column_stack([codes, np.asarray(X)]).astype(float) + 0.0
+        try:
+            return np.array([seen[row.tobytes()] for row in rows])
+        except KeyError as error:
+            raise ValueError("fold_of: a row that fit has not seen") from error
+
     def _threads(self) -> int:
         if self.n_jobs is None:
             return 1
@@ -345,6 +368,7 @@ class BilevelSVC(ClassifierMixin, _BilevelSVM):
             )
         random = check_random_state(self.random_state)
         fold = self._split(labels, random)
+        self._assigned = (np.column_stack([codes, X]) + 0.0, fold)
         self.landmarks_ = self._landmarks(X, random)
         machines = []
         for positive in [1] if len(self.classes_) == 2 else range(len(self.classes_)):
@@ -418,6 +442,7 @@ class BilevelSVR(RegressorMixin, _BilevelSVM):
             raise ValueError("BilevelSVR needs at least 2 distinct samples; all rows are the same")
         random = check_random_state(self.random_state)
         fold = self._split(np.zeros(len(y)), random)
+        self._assigned = (np.column_stack([y, X]) + 0.0, fold)
         self.landmarks_ = self._landmarks(X, random)
 
         def train(Z: Array, rows: Array) -> Losses:

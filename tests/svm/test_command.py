@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 import blocc
-from blocc.applications.svm.command import tune
+from blocc.applications.svm import command
+from blocc.applications.svm.command import reproduce, tune
 from blocc.errors import InvalidInputError
 
 from .conftest import ROOT
@@ -69,3 +70,28 @@ def test_bad_tables(tmp_path, change, target, message):
 def test_no_file(tmp_path):
     with pytest.raises(InvalidInputError, match="no such file"):
         tune(tmp_path / "none.csv", "y", tmp_path / "out")
+
+
+def test_reproduce_certifies_the_study(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_study", lambda: None)  # as where only the package is installed
+    summary = reproduce(tmp_path, splits=1)
+    assert summary["success"]
+    assert not summary["peers"]
+    assert summary["largest_bound_gap"] <= 1e-6
+    assert len(pd.read_csv(tmp_path / "splits.csv")) == 4
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    with pytest.raises(InvalidInputError, match="between 1 and 10"):
+        reproduce(tmp_path, splits=0)
+
+
+@pytest.mark.slow
+def test_reproduce_compares_with_the_peers(tmp_path):
+    if not (ROOT / "benchmarks" / "svm_study.py").exists():
+        pytest.skip("no source checkout: benchmarks/ is not here")
+    summary = reproduce(tmp_path, splits=1)
+    assert summary["peers"]
+    peers = pd.read_csv(tmp_path / "slack.csv")
+    ours = peers[peers["method"].str.startswith("blocc (")]
+    assert np.all(ours["true_above_F_star"].abs() <= 1e-6)
+    rest = peers.drop(ours.index)["true_above_F_star"].dropna()
+    assert np.all(rest >= -1e-9)  # nobody is below a proven bound

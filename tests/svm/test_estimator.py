@@ -72,7 +72,7 @@ def test_attributes(fitted, two_classes):
 def test_validation_loss_is_what_scikit_learn_measures_with_the_same_parameters(two_classes):
     X, y = two_classes
     model = BilevelSVC(folds=3, feature_bounds=False, random_state=0).fit(X, y)
-    fold = fold_of(model, X, y)
+    fold = model.fold_of(X, y)
     losses = []
     for index in range(3):
         train = fold != index
@@ -82,17 +82,19 @@ def test_validation_loss_is_what_scikit_learn_measures_with_the_same_parameters(
     assert model.validation_loss_ == pytest.approx(np.mean(losses), rel=1e-4)
 
 
-def fold_of(model, X, y):
-    """Recover the folds as fit assigned them, in the order of the rows given."""
-    rows, inverse = np.unique(np.column_stack([y, X]), axis=0, return_inverse=True)
-    fold = model._assign(rows[:, 0].astype(int), np.random.RandomState(0))
-    return fold[inverse.ravel()]
+def test_fold_of_knows_its_rows_only(fitted, two_classes):
+    X, y = two_classes
+    fold = fitted.fold_of(X, y)
+    assert np.bincount(fold).tolist() == [54, 53, 53]
+    assert np.array_equal(fitted.fold_of(X[::-1], y[::-1]), fold[::-1])
+    with pytest.raises(ValueError, match="not seen"):
+        fitted.fold_of(X + 1, y)
 
 
 def test_never_worse_than_a_grid_on_the_same_folds(two_classes):
     X, y = two_classes
     model = BilevelSVC(folds=3, random_state=0).fit(X, y)
-    fold = fold_of(model, X, y)
+    fold = model.fold_of(X, y)
     splits = [(np.flatnonzero(fold != i), np.flatnonzero(fold == i)) for i in range(3)]
 
     def score(machine, X, y):

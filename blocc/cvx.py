@@ -956,6 +956,9 @@ class BilevelProblem:
                 f" (descent of {certificate.stationarity:.1e} left); more starts may help: "
                 'solve(starts="range")'
             )
+        if global_ and status is Status.STATIONARY:
+            left = "unknown" if bound is None else f"{certificate.bound_gap:.1e}"
+            message += f"; global optimality is not proven (relative gap {left})"
         progress.timings["total"] = progress.seconds
         progress.status(f"status: {status.name.lower()}: {message}; objective {objective:.8g}")
         return self._named_result(

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import cvxpy as cp
 import numpy as np
 
-from blocc.conic import ConicProgram, Matrix, Vector, solve_dense_qp
+from blocc.conic import ConicAnswer, ConicProgram, Matrix, Vector, solve_dense_qp
 from blocc.errors import (
     LowerInfeasibleError,
     LowerLevelError,
@@ -148,7 +148,14 @@ class _Tree:
             saddle = self.problem.lower(np.clip(x, lower[:n], upper[:n]))
         except LowerLevelError:
             return best
-        for answer in (y, np.asarray(saddle.y)):
+        own = np.asarray(saddle.y)
+        favourite = self.problem.upper(x, y) < self.problem.upper(x, own) - 1e-2 * (
+            1.0 + abs(self.problem.upper(x, own))
+        )
+        # the node's y may only be loosely optimal: it counts where the lower level leaves a real choice
+        for answer in (
+            (own, y) if favourite or self.problem.upper_violation(x, own) > 1e-9 else (own,)
+        ):
             data = self.problem.derivatives(x, answer)
             w = np.concatenate([x, answer])
             worst = max(
@@ -473,21 +480,13 @@ class _ValueFunction(_Tree):
         low, high = node
         vertices = np.array(list(itertools.product(*zip(low, high, strict=True)))).T
         values = np.array([self._corner(x) for x in vertices.T])
-        known = np.all(np.isfinite(values))
-        program = self.with_cut if known else self.without_cut
-        data: dict[int, Any] = {self.vertices.id: vertices}
-        if known:
-            # rounding of the corner values must not cut anything off
-            size = 1.0 + float(np.abs(values).max())
-            data |= {self.values.id: values, self.slack.id: 1e-8 * size}
-        program.set_parameters(data)
         middle = int(np.argmax((high - low) / (1.0 + np.abs(self.high - self.low))))
         cut = 0.5 * (low[middle] + high[middle])
         left, right = high.copy(), low.copy()
         left[middle] = right[middle] = cut
         children = [(low, left), (right, high)] if high[middle] - low[middle] > 1e-9 else []
         try:
-            answer = program.solve(1e-8)
+            program, answer = self._solve(vertices, values)
         except LowerInfeasibleError:
             return np.inf, None, []
         except LowerLevelError:
@@ -495,6 +494,24 @@ class _ValueFunction(_Tree):
         # where v has unbounded slope at the edge of the box, the corner values are worth that much
         bound = answer.value - max(answer.gap, 1e-5) * (1.0 + abs(answer.value))
         return bound, program.primal(answer), children
+
+    def _solve(self, vertices: Matrix, values: Vector) -> tuple[ConicProgram, ConicAnswer]:
+        """Relaxation over the box, with the cut where v is known at all corners."""
+        data: dict[int, Any] = {self.vertices.id: vertices}
+        if not np.all(np.isfinite(values)):
+            self.without_cut.set_parameters(data)
+            return self.without_cut, self.without_cut.solve(1e-8)
+        size = 1.0 + float(np.abs(values).max())
+        # a flat lower objective needs the cut tight, which the solver may not manage: then looser
+        for slack, tol in ((1e-10, 1e-9), (1e-8, 1e-8)):
+            self.with_cut.set_parameters(
+                {**data, self.values.id: values, self.slack.id: slack * size}
+            )
+            try:
+                return self.with_cut, self.with_cut.solve(tol)
+            except LowerLevelError as error:
+                failure = error
+        raise failure
 
 
 def _terms(expression: Any) -> list[Any]:

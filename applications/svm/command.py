@@ -70,7 +70,7 @@ def tune(
         mean, scale = X.mean(axis=0), X.std(axis=0)
         scale[scale == 0] = 1.0
     Z = (X - mean) / scale
-    model = BilevelSVC(folds, feature_bounds, kernel, n_jobs, seed)  # type: ignore[arg-type]
+    model = BilevelSVC(folds, feature_bounds, kernel, n_jobs, seed)
     try:
         model.fit(Z, y)
     except ValueError as error:

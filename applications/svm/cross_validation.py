@@ -37,7 +37,7 @@ from blocc.model import LowerResiduals, Saddle
 from blocc.penalty import Evaluation, Penalty, Warm
 from blocc.progress import Progress, Record
 from blocc.result import Result, Status
-from blocc.sets import Box
+from blocc.sets import Box, ConvexSet
 
 Array = Any
 GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
@@ -76,11 +76,12 @@ class Fold:
 
     def __init__(self, train: Losses, validation: Losses):
         self.train, self.validation = train, validation
-        parts = [
-            np.concatenate([getattr(train, name), getattr(validation, name)])
-            for name in ("rows", "signs", "targets", "weights")
-        ]
-        self.both = Losses(*parts)
+        self.both = Losses(
+            np.vstack([train.rows, validation.rows]),
+            np.concatenate([train.signs, validation.signs]),
+            np.concatenate([train.targets, validation.targets]),
+            np.concatenate([train.weights, validation.weights]),
+        )
         self.total = train.total
         self.importance = validation.weights / validation.total
 
@@ -139,7 +140,8 @@ class CrossValidationModel:
         if largest_bound is not None:
             lower = np.append(lower, np.zeros(self.features))
             upper = np.append(upper, largest_bound)
-        self.x_set = Box(lower, upper)
+        self.box = Box(lower, upper)
+        self.x_set: ConvexSet = self.box
         self.bounds = slice(len(lower) - self.features if self.bounded else len(lower), None)
 
     def _folds(self, width: float) -> list[Fold]:
@@ -178,13 +180,18 @@ class CrossValidationModel:
         """Solve the followers' problems, in threads."""
 
         jobs = min(self.n_jobs, len(problems))
+        found: list[Answer]
         if jobs == 1:
-            return box_svm.solve(problems, tol=tol, warm=warm)
+            found = box_svm.solve(problems, tol=tol, warm=warm)
+            return found
         parts = np.array_split(np.arange(len(problems)), jobs)
 
         def solve(part: Array) -> list[Answer]:
             chosen = [problems[index] for index in part]
-            return box_svm.solve(chosen, tol=tol, warm=[warm[index] for index in part])
+            answers: list[Answer] = box_svm.solve(
+                chosen, tol=tol, warm=[warm[index] for index in part]
+            )
+            return answers
 
         with ThreadPoolExecutor(jobs) as pool:
             return [answer for part in pool.map(solve, parts) for answer in part]
@@ -440,7 +447,7 @@ def tune(
     """
     progress = Progress(callback=callback)
     plain = make_model(None)
-    first = np.zeros(len(plain.x_set.lower))
+    first = np.zeros(len(plain.box.lower))
     if plain.kernel_map is not None:
         first[1] = math.log(plain.kernel_map.first_width)
     with progress.timed("grid"):
@@ -504,12 +511,15 @@ def _certified(model: CrossValidationModel, x: Array, gamma: float, tol: float) 
 
 def solve_best(problems: Sequence[BoxSVM]) -> list[Answer]:
     """Answers at the tightest gap that rounding allows."""
-    for accuracy in ACCURACIES[:-1]:
+    found: list[Answer]
+    for accuracy in ACCURACIES:
         try:
-            return box_svm.solve(problems, tol=accuracy)
+            found = box_svm.solve(problems, tol=accuracy)
+            break
         except LowerNotSolvedError:
-            pass
-    return box_svm.solve(problems, tol=ACCURACIES[-1])
+            if accuracy == ACCURACIES[-1]:
+                raise
+    return found
 
 
 class _Search:
@@ -517,7 +527,7 @@ class _Search:
 
     def __init__(self, model: CrossValidationModel, progress: Progress):
         self.model, self.progress, self.warm = model, progress, Warm()
-        self.best_x, self.best_response, self.evaluations = model.x_set.lower, math.inf, 0
+        self.best_x, self.best_response, self.evaluations = model.box.lower, math.inf, 0
 
     def look(self, x: Array, gamma: float, penalty: Penalty | None = None) -> Evaluation:
         """Evaluate F_gamma at x, and remember x if its true response is the best."""
@@ -558,7 +568,7 @@ class _Search:
                 best = here
             return here.value, here.gradient
 
-        box = self.model.x_set
+        box = self.model.box
         scipy.optimize.minimize(
             function,
             box.project(x),

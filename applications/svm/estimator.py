@@ -68,7 +68,7 @@ def _fold_table(folds: list[Fold], y: Array) -> list[dict[str, float]]:
     return table
 
 
-class _BilevelSVM(BaseEstimator):
+class _BilevelSVM(BaseEstimator):  # type: ignore[misc]
     """What the classifier and the regressor share: folds, tuning, the refit."""
 
     def __init__(
@@ -109,9 +109,9 @@ class _BilevelSVM(BaseEstimator):
                 UserWarning,
                 stacklevel=3,
             )
-        elif int(counts.min()) < self.folds:
+        elif (smallest := int(np.min(counts))) < self.folds:
             warnings.warn(
-                f"the least populated class has {counts.min()} distinct samples, fewer than "
+                f"the least populated class has {smallest} distinct samples, fewer than "
                 f"folds={self.folds}: some folds lack it",
                 UserWarning,
                 stacklevel=3,
@@ -282,7 +282,7 @@ class _BilevelSVM(BaseEstimator):
         return np.column_stack(columns)
 
 
-class BilevelSVC(ClassifierMixin, _BilevelSVM):
+class BilevelSVC(ClassifierMixin, _BilevelSVM):  # type: ignore[misc]
     """Linear (or RBF) support vector classifier that selects C and bounds on its weights by cross-validation.
 
     The selection is one bilevel problem: the upper level chooses C and a bound on every feature's weight to minimise
@@ -396,7 +396,7 @@ class BilevelSVC(ClassifierMixin, _BilevelSVM):
         return self.classes_[np.argmax(scores, axis=1)]
 
 
-class BilevelSVR(RegressorMixin, _BilevelSVM):
+class BilevelSVR(RegressorMixin, _BilevelSVM):  # type: ignore[misc]
     """Epsilon-insensitive support vector regression that selects C and bounds on its weights by cross-validation.
 
     The upper level minimises the mean absolute validation error (Bennett et al. 2006); the rest is as in
@@ -453,7 +453,7 @@ class BilevelSVR(RegressorMixin, _BilevelSVM):
 
         self._publish([self._machine(X, fold, train, validation, self.landmarks_)], X.shape[1])
         if self.kernel == "linear":
-            self.coef_, self.intercept_ = self.coef_[0], float(self.intercept_[0])
+            self.coef_, self.intercept_ = self.coef_[0], self.intercept_[0]
         return self
 
     def predict(self, X: Any) -> Array:

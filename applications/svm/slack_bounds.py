@@ -21,6 +21,7 @@ Source: Jiang et al., NeurIPS 2024, arXiv:2406.10148, section 4 (the problem goe
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -34,7 +35,7 @@ from blocc.methods.homotopy import Method, OnFailure
 from blocc.model import LowerResiduals, Relaxation, Saddle
 from blocc.progress import Progress, Record
 from blocc.result import Result
-from blocc.sets import Free
+from blocc.sets import ConvexSet, Free
 
 Array = Any
 Upper = Literal["squared", "norm"]
@@ -60,7 +61,7 @@ class SlackBoundModel:
 
     def __init__(self, train: Array, validation: Array, upper: Upper, intercept_penalty: float):
         self.train, self.validation, self.regulariser = train, validation, upper
-        self.x_set = Free()
+        self.x_set: ConvexSet = Free()
         self.curvature = np.ones(train.shape[1])  # diagonal of g's Hessian
         self.curvature[-1] = intercept_penalty
 
@@ -86,7 +87,9 @@ class SlackBoundModel:
         """No upper constraint involves y."""
         return 0.0
 
-    def _quadratic(self, hessian: Array, gradient: Array, x: Array, name: str) -> tuple:
+    def _quadratic(
+        self, hessian: Array, gradient: Array, x: Array, name: str
+    ) -> tuple[Array, Array, int]:
         """Minimise a quadratic over the margin constraints at x, by a dual active-set method; (y, duals, steps)."""
         daqp = require("daqp", "svm", "the SVM lower level")
         for tolerance in FEASIBILITY:
@@ -134,7 +137,7 @@ class SlackBoundModel:
         name = f"penalised SVM problem at gamma {gamma:.3g}"
         warm_y = None if warm is None else warm.get("y")
         slack = math.inf if warm_y is None else float(np.max(1.0 - x - self.train @ warm_y))
-        y = warm_y if slack <= 0 else self.lower(x, tol=tol).y
+        y: Array = warm_y if slack <= 0 else self.lower(x, tol=tol).y
 
         def objective(point: Array) -> float:
             return float(np.sum(self._losses(point))) + 0.5 * gamma * float(
@@ -216,7 +219,7 @@ class SlackBoundModel:
         value, promised = math.inf, math.inf
         for smoothing in smoothings:
             y, value, promised = _newton(
-                lambda point, s=smoothing: self._relaxed(point, s), y, 1e-3 * tol
+                functools.partial(self._relaxed, smoothing=smoothing), y, 1e-3 * tol
             )
         c = np.maximum(0.0, 1.0 - self.train @ y)
         solved = promised <= 1e-3 * tol * (1.0 + abs(value))

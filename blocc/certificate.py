@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from blocc.arrays import namespace
 from blocc.errors import LowerLevelError
 from blocc.methods.descent import stationarity
 from blocc.methods.gradient_sampling import LARGEST, RADIUS, kink_stationarity
@@ -46,6 +47,9 @@ class Certificate:
         the projected gradient, or, for models with a convex-concave step, the decrease that the step promises.
     radius : float
         Zero, or at a kink the relative radius within which gradients were combined (Goldstein's stationarity).
+    moved : float
+        Zero, or the relative distance from the point where stationarity holds to the returned one, which was reached
+        from there by a move that does not raise the true upper value.
     gamma : float
         See stationarity.
     response_objective : float
@@ -66,6 +70,7 @@ class Certificate:
     complementarity: float
     stationarity: float
     radius: float
+    moved: float
     gamma: float
     response_objective: float
     response_violation: float
@@ -104,6 +109,10 @@ class Certificate:
             rows.append(
                 f"  {'radius':<22}{self.radius:>12.1e}   a kink: gradients combined within this distance"
             )
+        if self.moved:
+            rows.append(
+                f"  {'moved':<22}{self.moved:>12.1e}   from there to x, without loss of the true objective"
+            )
         if self.bound is None:
             rows.append(f"  {'bound':<22}{'none':>12}   no convex relaxation, so no proven bound")
         else:
@@ -141,6 +150,7 @@ def certify(
     x: Array,
     gamma: float,
     *,
+    anchor: Array | None = None,
     extrapolate: bool,
     bound: float | None,
     tol: float,
@@ -157,6 +167,8 @@ def certify(
     x : array
     gamma : float
         Penalty at which to measure stationarity.
+    anchor : array, optional
+        Where to measure stationarity, if not at x: the point that x was reached from without loss.
     extrapolate : bool
         Measure it for the true response, by extrapolation from gamma and 2 gamma.
     bound : float or None
@@ -171,24 +183,29 @@ def certify(
     LowerLevelError
         If the lower level has no answer at x.
     """
+    returned = x
     here = _response(model, x, gamma, extrapolate, saddle_tol)
     lower, y = here.lower, here.lower.y
     dual = model.residuals(x, y, lower.duals)  # its bound on v(x) holds for whatever y is returned
     chosen = dual
     own, own_violation = here.response, model.upper_violation(x, y)
     optimistic = model.residuals(x, here.penalized.y, lower.duals)
-    if (
-        _gap(optimistic, dual) <= 1e-3 * tol
-        and optimistic.violation <= tol
-        and (model.upper(x, here.penalized.y) < own - tol * (1 + abs(own)) or own_violation > tol)
-    ):
+    left = max(_gap(optimistic, dual), 0.0)
+    # f moves by the square root of a gap: only a gain well above that is another answer, not the same one inexact
+    gain = own - model.upper(x, here.penalized.y) - (tol + 100.0 * math.sqrt(left)) * (1 + abs(own))
+    if left <= 1e-3 * tol and optimistic.violation <= tol and (gain > 0 or own_violation > tol):
         y, chosen = here.penalized.y, optimistic
-    objective, radius = model.upper(x, y), 0.0
+    objective, radius, moved = model.upper(x, y), 0.0, 0.0
+    value, box = here.value, model.x_set
+    if anchor is not None:
+        xp = namespace(x)
+        moved = float(xp.max(xp.abs(x - anchor)) / (1.0 + xp.max(xp.abs(anchor))))
+        here = _response(model, anchor, gamma, extrapolate, saddle_tol)
+        x = anchor
     if isinstance(model, HasConvexConcaveStep) and not extrapolate:
         first_order = predicted_decrease(model, here, tol=saddle_tol)
     else:
         first_order = max(stationarity(x, here.gradient, model.x_set), here.mismatch)
-        box = model.x_set
         few = math.prod(x.shape) <= LARGEST
         if first_order > tol and few and isinstance(box, Box) and not extrapolate:
             oracle = Penalty(model, gamma, tol=saddle_tol)
@@ -200,30 +217,29 @@ def certify(
         complementarity=dual.complementarity,
         stationarity=first_order,
         radius=radius,
+        moved=moved,
         gamma=math.inf if extrapolate else gamma,
         response_objective=own,
         response_violation=own_violation,
-        penalized_objective=here.value,
+        penalized_objective=value,
         bound=bound,
         bound_gap=None if bound is None else (objective - bound) / (1.0 + abs(objective)),
     )
-    return Certified(x, y, objective, lower, lower.duals, chosen.objective, certificate)
+    return Certified(returned, y, objective, lower, lower.duals, chosen.objective, certificate)
 
 
 def predicted_decrease(model: Model, here: Evaluation, *, tol: float) -> float:
-    """Relative decrease of F_gamma's convex majorant at its minimiser: zero exactly at critical points.
+    """Relative decrease that F_gamma's convex majorant promises, times gamma: zero exactly at critical points.
 
-    The majorant ``p_gamma(z) - gamma (v(x) + <v'(x), z - x>)`` touches F_gamma at x (design section 2); how far its
-    minimum lies below measures criticality in units of the objective.
+    The majorant ``p_gamma(z) - gamma (v(x) + <v'(x), z - x>)`` touches F_gamma at x (design section 2). Its curvature
+    grows with gamma, so the decrease it promises is about ``|gradient|^2 / gamma``; the factor takes that out.
     """
     assert isinstance(model, HasConvexConcaveStep)
-    from blocc.arrays import namespace
-
-    step = model.convex_concave_step(here.x, here.gamma, here.lower, tol=tol)
     try:
+        step = model.convex_concave_step(here.x, here.gamma, here.lower, tol=tol)
         there = model.penalized(step, here.gamma, tol=tol)
     except LowerLevelError:
         return math.inf
     linear = here.lower.value + float(namespace(here.x).sum(here.lower.grad_x * (step - here.x)))
-    majorant = there.value - here.gamma * linear
-    return max(0.0, here.value - majorant) / (1.0 + abs(here.value))
+    decrease = here.value - (there.value - here.gamma * linear)
+    return max(1.0, here.gamma) * max(0.0, decrease) / (1.0 + abs(here.value))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-import tempfile
-import zipfile
+import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -30,6 +30,10 @@ class Status(Enum):
         "globally optimal: the objective attains a proven bound, and the lower level is solved"
     )
     STATIONARY = "stationary: no first-order descent direction, and the lower level is solved"
+    IMPROVED = (
+        "improved: moved without loss of the true objective from a stationary point of the penalised problem; "
+        "the lower level is solved"
+    )
     FEASIBLE = (
         "bilevel feasible: the lower level is solved at x, but stationarity in x was not reached"
     )
@@ -40,7 +44,7 @@ class Status(Enum):
     @property
     def success(self) -> bool:
         """Whether the status is a certified answer."""
-        return self in (Status.OPTIMAL, Status.STATIONARY)
+        return self in (Status.OPTIMAL, Status.STATIONARY, Status.IMPROVED)
 
     def __str__(self) -> str:
         return self.value
@@ -110,6 +114,10 @@ class Result(Mapping[str, Any]):
     def __iter__(self) -> Iterator[str]:
         yield from (f.name for f in fields(self))
         yield "success"
+
+    # identity: arrays have no truth value, so Mapping's comparison by content could only fail
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
     def __len__(self) -> int:
         return len(fields(self)) + 1
@@ -257,19 +265,28 @@ def write_archive(
     """Write arrays and a JSON text to one .npz file, atomically: a reader sees the old file or the whole new one."""
     target = Path(path)
     text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
-    handle, temporary = tempfile.mkstemp(
-        dir=target.parent, prefix=f".{target.name}.", suffix=".part"
-    )
+    members = {"meta": text, **arrays}
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, **{"meta": text, **arrays})
+        with open(temporary, "xb") as stream:  # permissions by the umask, as for any new file
+            np.savez(stream, **members, digest=_digest(members))
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return target
+
+
+def _digest(members: Mapping[str, Any]) -> np.ndarray[Any, Any]:
+    """SHA-256 of names, types, shapes and contents: a zip file's own checksums miss damage to its directory."""
+    digest = hashlib.sha256()
+    for name in sorted(members):
+        array = np.asarray(members[name])
+        digest.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
+        digest.update(array.tobytes())
+    return np.frombuffer(digest.digest(), dtype=np.uint8)
 
 
 def read_archive(
@@ -280,27 +297,24 @@ def read_archive(
     Raises
     ------
     InvalidInputError
-        If there is no such file.
+        If there is no such file, or it may not be read.
     CorruptFileError
         If it is damaged or of another kind.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise CorruptFileError(f"{path}: not a blocc file")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("no archive")
+        with archive:
             arrays = {name: archive[name] for name in archive.files}
+        if arrays.pop("digest").tobytes() != _digest(arrays).tobytes():
+            raise ValueError("its checksum does not match")
         meta = json.loads(arrays.pop("meta").tobytes().decode())
     except FileNotFoundError as error:
         raise InvalidInputError(f"{path}: no such file") from error
-    except (
-        ValueError,
-        KeyError,
-        zipfile.BadZipFile,
-        EOFError,
-        OSError,
-        zipfile.error,
-        NotImplementedError,
-    ) as error:
+    except PermissionError as error:
+        raise InvalidInputError(f"{path}: may not be read ({error.strerror})") from error
+    except Exception as error:  # damaged bytes can trip zip, NumPy, zlib and JSON in many ways
         raise CorruptFileError(f"{path}: damaged, or not written by blocc ({error})") from error
     if not isinstance(meta, dict) or meta.get("format") != expected:
         raise CorruptFileError(f"{path}: not a {expected} file")

@@ -28,12 +28,15 @@ from scipy.special import expit
 
 from blocc.applications.transport.network import Network
 from blocc.applications.transport.paths import PathNetwork, Response
-from blocc.errors import InvalidInputError
+from blocc.errors import InvalidInputError, LowerNotSolvedError
 from blocc.model import LowerResiduals, Relaxation, Saddle, Schedule
 from blocc.sets import Box, ConvexSet
 
 Array = np.ndarray[Any, Any]
 
+# Capacity left above the flow by a trim, relative. With none, price and slack are both zero: an edge at which solvers
+# tell the flows only to the square root of their gap.
+SLACK = 3e-6
 TRIM = (1e-6, 1e-3)  # capacities below these fractions of the largest are tried at zero by improve
 
 
@@ -51,7 +54,10 @@ class TransitModel:
         Bounds on the capacities.
     """
 
-    schedule = Schedule(start=0.5, factor=2.0)
+    schedule = Schedule(start=8.0, factor=2.0, limit=64.0)
+    accuracy = (
+        1e-9  # relative gap that capacities without slack still allow, trimmed ones in particular
+    )
 
     def __init__(self, network: Network, *, minimum: Any = 0.0, maximum: Any = np.inf) -> None:
         links = len(network.tail)
@@ -230,15 +236,30 @@ class TransitModel:
 
     def improve(self, x: Array, lower: Saddle) -> Array:
         """Lower capacities to the passengers' flows, and to zero where that does not cost profit."""
-        best: Array = np.minimum(x, self.x_set.project(self.split(lower.y)[0].sum(axis=0)))
+        lower = self._sharpest(x, lower)
+        best = self._trimmed(x, lower.y)
         value = self.upper(best, lower.y)
         for fraction in TRIM:
             small = (best > 0) & (best < fraction * np.max(best, initial=0.0)) & (self.minimum == 0)
             if not np.any(small):
                 continue
             trial = np.where(small, 0.0, best)
-            answer = self.lower(trial, tol=1e-9, warm=lower.warm)
-            trial = np.minimum(trial, self.x_set.project(self.split(answer.y)[0].sum(axis=0)))
+            answer = self._sharpest(trial, lower)
+            trial = self._trimmed(trial, answer.y)
             if self.upper(trial, answer.y) <= value:
                 best, value = trial, self.upper(trial, answer.y)
         return best
+
+    def _trimmed(self, x: Array, y: Array) -> Array:
+        flow = self.split(y)[0].sum(axis=0)
+        trimmed: Array = np.minimum(x, self.x_set.project((1.0 + SLACK) * flow))
+        return trimmed
+
+    def _sharpest(self, x: Array, warm: Saddle) -> Saddle:
+        """Answer at x with the smallest gap that can be had: flows are only as good as its square root."""
+        for tol in (1e-13, 1e-12, 1e-11, 1e-10):
+            try:
+                return self.lower(x, tol=tol, warm=warm.warm)
+            except LowerNotSolvedError:
+                continue
+        return self.lower(x, tol=self.accuracy, warm=warm.warm)

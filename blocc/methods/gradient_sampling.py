@@ -11,7 +11,15 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from blocc.arrays import all_finite, asarray_like, device_of, namespace, random_normal, to_numpy
+from blocc.arrays import (
+    all_finite,
+    asarray_like,
+    device_of,
+    namespace,
+    precision,
+    random_normal,
+    to_numpy,
+)
 from blocc.errors import LowerInfeasibleError, LowerLevelError
 from blocc.methods.descent import NOISE, stationarity
 from blocc.penalty import Evaluation
@@ -149,4 +157,6 @@ def _tried(oracle: Oracle, x: Array) -> Evaluation | None:
 
 
 def _noise(here: Evaluation) -> float:
-    return NOISE * (1.0 + abs(here.value))
+    # F_gamma is a difference of two values of size gamma |v|
+    rounding = 20.0 * precision(here.x) * here.gamma * (1.0 + abs(here.lower.value))
+    return NOISE * (1.0 + abs(here.value)) + rounding

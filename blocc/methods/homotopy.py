@@ -15,7 +15,13 @@ from typing import Any, Literal
 
 from blocc.arrays import asarray_like, device_of, namespace, precision, random_signs, to_numpy
 from blocc.certificate import Certified, certify, predicted_decrease
-from blocc.errors import InvalidInputError, LowerLevelError, SolveError, SolveInterrupted
+from blocc.errors import (
+    InvalidInputError,
+    LowerLevelError,
+    LowerNotSolvedError,
+    SolveError,
+    SolveInterrupted,
+)
 from blocc.methods import descent
 from blocc.methods.convex_concave import convex_concave
 from blocc.methods.gradient_sampling import LARGEST, gradient_sampling
@@ -40,6 +46,7 @@ CHECKPOINT = "blocc-checkpoint-1"
 PROBES = 20
 PROBE_ROUNDS = 3
 STAGE_STEPS = 30
+COLD_ROUNDS, COLD_STEPS = 8, 10
 POLISH_AT = 1e-3  # relative penalty below which extrapolated hypergradients are accurate (error about its square)
 
 
@@ -64,6 +71,7 @@ class _Candidate:
     x: Array
     gamma: float
     extrapolate: bool
+    anchor: Array | None = None  # where it is stationary, if x was moved from there without loss
 
 
 class Homotopy:
@@ -167,11 +175,15 @@ class Homotopy:
             stationarity=first_order,
         )
 
-    def _minimize(self, state: _State, oracle: Any, method: str, tol: float) -> Evaluation:
+    def _minimize(
+        self, state: _State, oracle: Any, method: str, tol: float, steps: int | None = None
+    ) -> Evaluation:
         """Minimise an oracle from state.x, recording every accepted point."""
         with self.progress.timed(method if not isinstance(oracle, Response) else "polish"):
             here: Evaluation = oracle(state.x)
             budget = max(1, self.max_iterations - state.iterations)
+            if steps is not None:
+                budget = min(budget, steps)
             if tol > self.tol and method != "convex_concave":
                 budget = min(budget, STAGE_STEPS)  # a stage on the way need not converge
             for accepted in self._steps(method, oracle, here, tol, budget):
@@ -180,19 +192,19 @@ class Homotopy:
                 self._record(state, here, method, shown)
             return here
 
-    def _improve(self, state: _State, here: Evaluation, oracle: Any) -> Evaluation:
+    def _improved(self, state: _State, here: Evaluation, oracle: Penalty) -> Evaluation | None:
+        """The model's own move without loss, where it gains."""
         if not isinstance(self.model, HasImprovement):
-            return here
-        try:
-            better: Evaluation = oracle(self.model.improve(here.x, here.lower))
-        except LowerLevelError:
-            return here
-        if better.response <= here.response and better.value <= here.value + self.tol * (
-            1 + abs(here.value)
-        ):
-            self._record(state, better, "improve", math.nan)
-            return better
-        return here
+            return None
+        with self.progress.timed("improve"):
+            try:
+                better = oracle(self.model.improve(here.x, here.lower))
+            except LowerLevelError:
+                return None
+        if not better.response < here.response:
+            return None
+        self._record(state, better, "improve", math.nan)
+        return better
 
     def stages(self, state: _State) -> Iterator[_Candidate]:
         """Run the gamma stages from a state; yield candidates for the answer, the last the most accurate."""
@@ -204,9 +216,8 @@ class Homotopy:
                 last or self.method == "convex_concave"
             )  # whose steps are cheap, and stop early otherwise
             stage_tol = self.tol if exact else min(max(0.1 * relative, 0.1 * self.tol), 1e-3)
-            penalty = Penalty(
-                self.model, gamma, tol=self._saddle_tol(stage_tol, gamma), warm=self.warm
-            )
+            accuracy = self._saddle_tol(stage_tol, gamma) * (1e-3 if exact else 1.0)
+            penalty = Penalty(self.model, gamma, tol=max(accuracy, 1e-13), warm=self.warm)
             try:
                 here = self._minimize(state, penalty, self.method, stage_tol)
             except LowerLevelError:
@@ -215,7 +226,6 @@ class Homotopy:
                     raise
                 state.gamma = gamma * self.schedule.factor
                 continue
-            here = self._improve(state, here, penalty)
             state.x = here.x
             relative = abs(here.penalty) / (1.0 + abs(here.response))
             last = last or relative <= self.tol or gamma >= self.schedule.limit
@@ -228,11 +238,35 @@ class Homotopy:
                     return
             if last:
                 here = self._probe(state, here, penalty, self.method, stage_tol)
-                state.x = self._at_kink(state, here, penalty).x
+                here = self._at_kink(state, here, penalty)
+                here = self._from_cold(state, here, gamma, penalty.tol)
+                state.x = here.x
                 yield _Candidate(state.x, gamma, extrapolate=False)
+                better = self._improved(state, here, penalty)
+                if better is not None:
+                    yield _Candidate(better.x, gamma, extrapolate=False, anchor=state.x)
                 return
             state.gamma, state.stage = gamma * self.schedule.factor, state.stage + 1
             self._save(state)
+
+    def _from_cold(
+        self, state: _State, here: Evaluation, gamma: float, accuracy: float
+    ) -> Evaluation:
+        """Go on where other duals, found without warm starts, still show descent: at kinks they are not unique."""
+        for _ in range(COLD_ROUNDS if self.method == "convex_concave" else 0):
+            if state.iterations >= self.max_iterations:
+                break
+            self.warm = Warm()
+            penalty = Penalty(self.model, gamma, tol=accuracy, warm=self.warm)
+            try:
+                cold = penalty(here.x)
+                if self._first_order(cold, self.method) <= 0.5 * self.tol:
+                    break
+                state.x = here.x
+                here = self._minimize(state, penalty, self.method, 0.3 * self.tol, COLD_STEPS)
+            except LowerLevelError:
+                break
+        return here
 
     def _at_kink(self, state: _State, here: Evaluation, penalty: Penalty) -> Evaluation:
         """Gradient sampling from where smooth steps ended without a small gradient."""
@@ -319,7 +353,7 @@ class Homotopy:
                 raise InvalidInputError("x0 is needed: this model has no relaxation to start from")
             x0 = relaxed
         x = self.model.x_set.project(x0)
-        self.floor = 1e3 * precision(x)
+        self.floor = getattr(self.model, "accuracy", 1e3 * precision(x))
         try:
             self.model.lower(x, tol=1e-3)
         except LowerLevelError:
@@ -338,19 +372,30 @@ class Homotopy:
         """
         with self.progress.timed("certificate"):
             for inward in (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-4, 1e-2):
-                x = candidate.x + inward * (state.interior - candidate.x)
-                try:
-                    return certify(
-                        self.model,
-                        x,
-                        candidate.gamma,
-                        extrapolate=candidate.extrapolate,
-                        bound=state.bound,
-                        tol=self.tol,
-                        saddle_tol=self.floor,
-                    )
-                except LowerLevelError as error:
-                    failure = error
+                for loosened in (
+                    1e-4,
+                    1e-3,
+                    1e-2,
+                    1e-1,
+                    1.0,
+                    1e2,
+                ):  # of what stages ask for, as far as this x allows
+                    try:
+                        return certify(
+                            self.model,
+                            candidate.x + inward * (state.interior - candidate.x),
+                            candidate.gamma,
+                            anchor=candidate.anchor,
+                            extrapolate=candidate.extrapolate,
+                            bound=state.bound,
+                            tol=self.tol,
+                            saddle_tol=max(loosened * self.floor, 1e-13),
+                        )
+                    except LowerNotSolvedError as error:
+                        failure: LowerLevelError = error
+                    except LowerLevelError as error:
+                        failure = error
+                        break
             raise failure
 
     def run(self, x0: Array | None, resume: str | os.PathLike[str] | None) -> Result:
@@ -400,7 +445,7 @@ class Homotopy:
             if certificate.optimal(self.tol):
                 status = Status.OPTIMAL
             elif certificate.ok(self.tol):
-                status = Status.STATIONARY
+                status = Status.IMPROVED if certificate.moved else Status.STATIONARY
             elif not certificate.lower_ok(self.tol):
                 status = Status.LOWER_NOT_SOLVED
             elif state.iterations >= self.max_iterations:
@@ -474,7 +519,7 @@ class Homotopy:
             raise InvalidInputError(
                 f"{path}: checkpoint of another solve ({', '.join(different)} differ); start without resume"
             )
-        self.floor = 1e3 * precision(like)
+        self.floor = getattr(self.model, "accuracy", 1e3 * precision(like))
         for part in ("lower", "penalized"):
             prefix = f"warm/{part}/"
             warm: dict[str, Array] = {}

@@ -10,7 +10,7 @@ from blocc.applications import transport
 from blocc.applications.transport import reference
 from blocc.applications.transport.model import TransitModel
 
-LEAST = {"three_node": 1.7615, "nine_node": 17.2, "seville": 211.0}
+LEAST = {"three_node": 1.7615, "nine_node": 17.1, "seville": 211.0}
 
 
 @pytest.fixture(scope="module")

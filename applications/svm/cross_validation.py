@@ -43,6 +43,7 @@ Array = Any
 GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 GRID_TOL = 1e-4
 ACCURACIES = (1e-10, 1e-8, 1e-6)
+WIDTH_GRID = (-2.0, 0.0, 2.0)  # shifts of log width
 WIDTH_RANGE, WIDTH_STEP = math.log(1e3), 1e-4  # of log width, around its first value
 STAGES = ((10.0, 25), (100.0, 10), (1000.0, 5))  # gamma, evaluations
 
@@ -401,7 +402,7 @@ class Tuning:
     result : Result
         ``x`` is (log C, bounds).
     grid : list of tuple of float
-        C and its cross-validation loss, without bounds.
+        C and its cross-validation loss, without bounds; for a kernel, for each of three widths in turn.
     evaluations : int
         Of F_gamma: two saddle points for every fold.
     """
@@ -447,16 +448,15 @@ def tune(
     """
     progress = Progress(callback=callback)
     plain = make_model(None)
-    first = np.zeros(len(plain.box.lower))
+    points = [np.array([math.log(C)]) for C in grid]
     if plain.kernel_map is not None:
-        first[1] = math.log(plain.kernel_map.first_width)
+        center = math.log(plain.kernel_map.first_width)
+        points = [np.append(x, center + shift) for shift in WIDTH_GRID for x in points]
     with progress.timed("grid"):
         tried = []
-        for C in grid:
-            x = first.copy()
-            x[0] = math.log(C)
+        for x in points:
             y = plain.lower(x, tol=GRID_TOL).y
-            tried.append((C, plain.upper(x, y), x, y))
+            tried.append((math.exp(float(x[0])), plain.upper(x, y), x, y))
     C, _, at_grid, y = min(tried, key=lambda trial: trial[1])
     start = at_grid
     sizes = np.abs(y.reshape(len(plain.folds), -1)[:, :-1])

@@ -34,8 +34,8 @@ from blocc.sets import Box, ConvexSet
 
 Array = np.ndarray[Any, Any]
 
-# Capacity left above the flow by a trim, relative. With none, price and slack are both zero: an edge at which solvers
-# tell the flows only to the square root of their gap.
+# Capacity left above the flow by a trim, relative. With none, price and slack are both zero: an
+# edge at which solvers tell the flows only to the square root of their gap.
 SLACK = 3e-6
 TRIM = (1e-6, 1e-3)  # capacities below these fractions of the largest are tried at zero by improve
 
@@ -236,22 +236,23 @@ class TransitModel:
 
     def improve(self, x: Array, lower: Saddle) -> Array:
         """Lower capacities to the passengers' flows, and to zero where that does not cost profit."""
-        lower = self._sharpest(x, lower)
-        best = self._trimmed(x, lower.y)
-        value = self.upper(best, lower.y)
+        answer = self._sharpest(x, lower)
+        best = self._trimmed(x, answer)
+        value = self.upper(best, answer.y)
         for fraction in TRIM:
             small = (best > 0) & (best < fraction * np.max(best, initial=0.0)) & (self.minimum == 0)
             if not np.any(small):
                 continue
             trial = np.where(small, 0.0, best)
             answer = self._sharpest(trial, lower)
-            trial = self._trimmed(trial, answer.y)
+            trial = self._trimmed(trial, answer)
             if self.upper(trial, answer.y) <= value:
                 best, value = trial, self.upper(trial, answer.y)
         return best
 
-    def _trimmed(self, x: Array, y: Array) -> Array:
-        flow = self.split(y)[0].sum(axis=0)
+    def _trimmed(self, x: Array, answer: Saddle) -> Array:
+        """Capacities at the answer's flows, with a little slack."""
+        flow = self.split(answer.y)[0].sum(axis=0)
         trimmed: Array = np.minimum(x, self.x_set.project((1.0 + SLACK) * flow))
         return trimmed
 

@@ -8,7 +8,7 @@ import pytest
 import blocc
 from blocc.applications import transport
 from blocc.applications.transport import reference
-from blocc.applications.transport.model import TransitModel
+from blocc.applications.transport.model import SLACK, TransitModel
 
 LEAST = {"three_node": 1.7615, "nine_node": 17.1, "seville": 211.0}
 
@@ -45,7 +45,8 @@ def test_three_node_optimum_has_capacities_exactly_zero_elsewhere(designs):
     plan = designs["three_node"]
     sigmoid = 1 / (1 + np.exp(-2.0))
     table = plan.design_table().set_index(["from_node", "to_node"])["capacity"]
-    assert plan.profit == pytest.approx(2 * sigmoid, rel=1e-6)
+    assert plan.profit == pytest.approx(2 * sigmoid, rel=2 * SLACK)  # a trim leaves that much capacity
+    assert plan.profit <= 2 * sigmoid
     for link, capacity in table.items():
         if set(link) == {1, 2}:
             assert capacity == pytest.approx(sigmoid, rel=1e-4)

@@ -3,7 +3,9 @@
 Every answer comes with its certificate. See https://arxiv.org/abs/2406.10148 for the method.
 """
 
+import importlib
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from blocc.arrays import namespace
 from blocc.certificate import Certificate
@@ -33,9 +35,22 @@ try:
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "0+unknown"
 
+_LAZY = {
+    "BilevelProblem": "blocc.cvx",
+    "LowerProblem": "blocc.cvx",
+}  # cvxpy takes a second to import
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'blocc' has no attribute {name!r}")
+
+
 __all__ = [
     "BackendUnavailableError",
     "Ball",
+    "BilevelProblem",
     "BloccError",
     "Box",
     "Certificate",
@@ -48,6 +63,7 @@ __all__ = [
     "LowerInfeasibleError",
     "LowerLevelError",
     "LowerNotSolvedError",
+    "LowerProblem",
     "LowerResiduals",
     "LowerUnboundedError",
     "MissingDependencyError",

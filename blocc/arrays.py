@@ -34,6 +34,11 @@ def namespace(*arrays: Array) -> Any:
         ) from error
 
 
+def is_array(value: Any) -> bool:
+    """Whether a value is an array of some library (NumPy's scalars are not)."""
+    return array_api_compat.is_array_api_obj(value) and not isinstance(value, np.generic)
+
+
 def device_of(array: Array) -> Any:
     """Device of an array."""
     return array_api_compat.device(array)
@@ -133,7 +138,7 @@ def resolve_backend(backend: Backend, *arrays: Any) -> Any:
 
         return xp
     if backend == "auto":
-        known = [a for a in arrays if array_api_compat.is_array_api_obj(a)]
+        known = [a for a in arrays if is_array(a)]
         if known:
             return namespace(*known)
         import array_api_compat.numpy as xp

@@ -69,14 +69,14 @@ class Certificate:
     dual_infeasibility: float
     complementarity: float
     stationarity: float
-    radius: float
-    moved: float
     gamma: float
     response_objective: float
     response_violation: float
     penalized_objective: float
     bound: float | None
     bound_gap: float | None
+    radius: float = 0.0
+    moved: float = 0.0
 
     def lower_ok(self, tol: float = 1e-6) -> bool:
         """Whether y solves the lower level at x, and every constraint holds, within tol."""

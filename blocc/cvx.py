@@ -9,7 +9,7 @@ terms of the lower objective in x alone are parameters too, so their gradient is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import cvxpy as cp
@@ -45,10 +45,6 @@ Constraints = Sequence[Any] | Mapping[str, Any] | None
 UpperCallable = Callable[[Any, Any], float]
 
 _TOL = 1e-10
-# stationarity is measured at the answer itself: no gradients combined, no move away from the point
-_AT_THE_POINT: dict[str, Any] = {
-    item.name: 0.0 for item in fields(Certificate) if item.name in ("radius", "moved")
-}
 
 
 def _named(constraints: Constraints, prefix: str) -> dict[str, Any]:
@@ -1014,7 +1010,6 @@ class BilevelProblem:
                 penalized_objective=objective,
                 bound=bound,
                 bound_gap=None if bound is None else (objective - bound) / (1.0 + abs(objective)),
-                **_AT_THE_POINT,
             ),
             saddle,
             objective,

@@ -9,11 +9,20 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from numbers import Integral, Real
 from typing import Any
 
 from blocc import maxmin
-from blocc.arrays import Backend, all_finite, asarray_like, namespace, precision, resolve_backend
-from blocc.errors import InvalidInputError, LowerInfeasibleError
+from blocc.arrays import (
+    Backend,
+    all_finite,
+    asarray_like,
+    is_array,
+    namespace,
+    precision,
+    resolve_backend,
+)
+from blocc.errors import InvalidInputError, LowerInfeasibleError, LowerNotSolvedError
 from blocc.gradients import Differentiable, Function, check
 from blocc.maxmin import Constraint, SaddlePoint, SaddleProblem
 from blocc.methods import descent, homotopy
@@ -71,7 +80,7 @@ class FunctionalModel:
         self.x_set: ConvexSet = x_set if x_set is not None else Free()
         self.y_set: ConvexSet = y_set if y_set is not None else Free()
         for name, value in (("x_set", self.x_set), ("y_set", self.y_set)):
-            if not isinstance(value, ConvexSet):
+            if not isinstance(value, ConvexSet) or isinstance(value, type):
                 raise InvalidInputError(
                     f"{name} must be a set such as blocc.Box(0, 1), got {type(value).__name__}"
                 )
@@ -141,7 +150,10 @@ class FunctionalModel:
 
     def upper(self, x: Array, y: Array) -> float:
         """f(x, y)."""
-        return float(self.f.value(x, y))
+        value = float(self.f.value(x, y))
+        if not math.isfinite(value):
+            raise LowerNotSolvedError(f"f is not finite ({value}) at an answer of the lower level")
+        return value
 
     def upper_violation(self, x: Array, y: Array) -> float:
         """Largest relative violation of G(x, y) <= 0."""
@@ -411,8 +423,13 @@ def minimize(
     >>> print(f"{result.x[0]:.4f} {result.y[0]:.4f} {result.status.name}")
     1.5000 1.5000 STATIONARY
     """
+    for label, value in (("tol", tol), ("gamma", gamma)):
+        if value is not None and not isinstance(value, Real):
+            raise InvalidInputError(f"{label} must be a number, got {value!r}")
+    if not isinstance(max_iterations, Integral):
+        raise InvalidInputError(f"max_iterations must be a whole number, got {max_iterations!r}")
     space = resolve_backend(backend, x0, y0)
-    anchor = next((a for a in (x0, y0) if hasattr(a, "dtype") and namespace(a) is space), None)
+    anchor = next((a for a in (x0, y0) if is_array(a) and namespace(a) is space), None)
     if anchor is not None and not space.isdtype(anchor.dtype, "real floating"):
         anchor = space.astype(anchor, space.float64)
     if anchor is None:

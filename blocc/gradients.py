@@ -74,6 +74,11 @@ class Differentiable:
         if isinstance(value, (int, float)):
             xp = namespace(y)
             value = xp.asarray(value, dtype=y.dtype, device=device_of(y))
+        if not hasattr(value, "shape"):
+            raise InvalidInputError(
+                f"{self.name} must return {'a scalar' if self.scalar else 'a non-empty array'}, "
+                f"got {type(value).__name__}"
+            )
         shape = () if self.scalar else (1,)
         if (
             math.prod(value.shape) == 1

@@ -16,7 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from blocc.arrays import namespace, precision, random_signs
-from blocc.errors import LowerInfeasibleError, LowerNotSolvedError, LowerUnboundedError
+from blocc.errors import (
+    InvalidInputError,
+    LowerInfeasibleError,
+    LowerNotSolvedError,
+    LowerUnboundedError,
+)
 from blocc.model import LowerResiduals
 from blocc.sets import Box, ConvexSet, Free
 
@@ -330,11 +335,15 @@ def solve(
 
     Raises
     ------
+    InvalidInputError
+        If ``tol`` is negative or NaN.
     LowerInfeasibleError, LowerUnboundedError
         With a certificate found on the way.
     LowerNotSolvedError
         If the residual is not reached in ``max_iterations``.
     """
+    if not tol >= 0:
+        raise InvalidInputError(f"tol must be at least 0, got {tol}")
     xp = namespace(y)
     y = problem.y_set.project(y)
     blocks = problem.constraints

@@ -305,6 +305,13 @@ class FunctionalModel:
         )
 
 
+def _require_number(name: str, value: Any, kind: type) -> None:
+    """Refuse an option that is no number, before it meets a comparison."""
+    if value is not None and not isinstance(value, kind):
+        expected = "a whole number" if kind is Integral else "a number"
+        raise InvalidInputError(f"{name} must be {expected}, got {value!r}")
+
+
 def _block(function: Differentiable, x: Array, equality: bool) -> Constraint:
     """A constraint function at fixed x."""
     return Constraint(partial(function.value, x), partial(function.pullback_y, x), equality)
@@ -423,11 +430,9 @@ def minimize(
     >>> print(f"{result.x[0]:.4f} {result.y[0]:.4f} {result.status.name}")
     1.5000 1.5000 STATIONARY
     """
-    for label, value in (("tol", tol), ("gamma", gamma)):
-        if value is not None and not isinstance(value, Real):
-            raise InvalidInputError(f"{label} must be a number, got {value!r}")
-    if not isinstance(max_iterations, Integral):
-        raise InvalidInputError(f"max_iterations must be a whole number, got {max_iterations!r}")
+    _require_number("tol", tol, Real)
+    _require_number("gamma", gamma, Real)
+    _require_number("max_iterations", max_iterations, Integral)
     space = resolve_backend(backend, x0, y0)
     anchor = next((a for a in (x0, y0) if is_array(a) and namespace(a) is space), None)
     if anchor is not None and not space.isdtype(anchor.dtype, "real floating"):

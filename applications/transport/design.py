@@ -167,7 +167,7 @@ class Design:
             "links": len(network.link_id),
             "links_built": int(np.count_nonzero(self.capacity)),
             "links_at_capacity": int(
-                np.sum((self.capacity > 0) & (self.answer.flow >= (1 - 1e-6) * self.capacity))
+                np.sum((self.capacity > 0) & (self.answer.flow >= (1 - 1e-5) * self.capacity))
             ),
             "certificate": result.certificate.to_dict(),
             "iterations": len(result.records),

@@ -76,7 +76,7 @@ def exercise(device: object, tmp_path: Path) -> None:
         blocc.Simplex(2.0),
     ):
         given.linear_gap(given.project(point), point)
-    options = {"gamma": 2.0, "tol": 1e-2}
+    options = {"gamma": 2.0, "tol": 0.1, "max_iterations": 1}
     checkpoint = tmp_path / "checkpoint.npz"
     for method, x_set in (("lbfgsb", blocc.Box(-2.0, 2.0)), ("spectral", blocc.Ball(2.0))):
         problems.minimize(
@@ -89,7 +89,8 @@ def exercise(device: object, tmp_path: Path) -> None:
 
     with pytest.raises(blocc.SolveInterrupted):
         problems.minimize(strict, device, tol=1e-2, checkpoint=checkpoint, callback=stop)
-    problems.minimize(strict, device, tol=1e-2, resume=checkpoint, on_failure="return")
+    with pytest.raises(blocc.SolveInterrupted):
+        problems.minimize(strict, device, tol=1e-2, resume=checkpoint, callback=stop)
     x0, y0 = problems.start(strict, device)
     model = blocc.FunctionalModel(
         problems.f,

@@ -125,12 +125,6 @@ def test_minimize_stays_on_the_device_and_agrees_with_numpy(method, x_set, devic
         np.testing.assert_allclose(to_numpy(there.duals[key]), here.duals[key], atol=1e-8)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=blocc.SolveError,
-    reason="homotopy.POLISH_AT asks for a gamma at which single-precision saddle errors exceed 1e-3; polishing at "
-    "a relative penalty of 0.5 sqrt(tol) passes",
-)
 @pytest.mark.parametrize(("method", "x_set"), METHODS)
 def test_minimize_in_single_precision(method, x_set, device):
     """Certified to 1e-3, in float32 throughout, close to the answer in double precision."""

@@ -46,7 +46,7 @@ CHECKPOINT = "blocc-checkpoint-1"
 PROBES = 20
 PROBE_ROUNDS = 3
 STAGE_STEPS = 30
-COLD_ROUNDS, COLD_STEPS = 8, 10
+COLD_ROUNDS, COLD_STEPS = 8, 30
 POLISH_AT = 1e-3  # relative penalty below which extrapolated hypergradients are accurate (error about its square)
 
 
@@ -212,11 +212,14 @@ class Homotopy:
         while True:
             gamma = state.gamma if self.fixed_gamma is None else self.fixed_gamma
             last = self.fixed_gamma is not None
-            exact = (
-                last or self.method == "convex_concave"
-            )  # whose steps are cheap, and stop early otherwise
-            stage_tol = self.tol if exact else min(max(0.1 * relative, 0.1 * self.tol), 1e-3)
-            accuracy = self._saddle_tol(stage_tol, gamma) * (1e-3 if exact else 1.0)
+            final = last or gamma >= self.schedule.limit
+            stage_tol = 0.3 * self.tol if final else min(max(0.1 * relative, 0.1 * self.tol), 1e-3)
+            if self.method == "convex_concave":
+                stage_tol = min(
+                    stage_tol, 10.0 * self.tol
+                )  # where a stage ends decides which optimum is reached
+            sharp = final or self.method == "convex_concave"
+            accuracy = self._saddle_tol(stage_tol, gamma) * (1e-3 if sharp else 1.0)
             penalty = Penalty(self.model, gamma, tol=max(accuracy, 1e-13), warm=self.warm)
             try:
                 here = self._minimize(state, penalty, self.method, stage_tol)
@@ -227,7 +230,7 @@ class Homotopy:
                 state.gamma = gamma * self.schedule.factor
                 continue
             state.x = here.x
-            relative = abs(here.penalty) / (1.0 + abs(here.response))
+            relative = _left(here, self.tol)
             last = last or relative <= self.tol or gamma >= self.schedule.limit
             last = last or state.iterations >= self.max_iterations
             smooth = self.method != "convex_concave" and self.fixed_gamma is None
@@ -537,6 +540,20 @@ class Homotopy:
             relaxed_x=array("relaxed_x"),
             **meta["state"],
         )
+
+
+def _left(here: Evaluation, tol: float) -> float:
+    """How far F_gamma still is from the true upper value at this x, relative.
+
+    The true value is the response's, or, where the penalised answer is another lower-level optimum that the upper
+    level likes better, that answer's. A small ``gamma (g - v)`` alone says nothing while gamma is small.
+    """
+    size = 1.0 + abs(here.response)
+    gap = max(here.penalty, 0.0) / here.gamma / (1.0 + abs(here.lower.value))
+    gain = here.response - (here.value - here.penalty)
+    if gap <= 1e-3 * tol and gain > 100.0 * math.sqrt(gap) * size:
+        return abs(here.penalty) / size
+    return abs(here.response - here.value) / size
 
 
 def _directions(x: Array) -> Iterator[Array]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from blocc.errors import InvalidInputError
 from blocc.functional import FunctionalModel
 from blocc.maxmin import SaddlePoint, maxmin
 
@@ -80,13 +81,17 @@ def blocc(
     PublishedStep
         The last one; its ``x`` is ``x_T``, and its saddle points are those of ``x_{T-1}``.
     """
+    if T < 1:
+        raise InvalidInputError(f"T must be at least 1, got {T}")
+    if model.G is not None:
+        raise InvalidInputError(
+            "the published method has no upper constraints on y; leave G out, or use blocc.minimize"
+        )
     x = model.x_set.project(x0)
     y_g = y_F = model.y0
     problem = model.saddle_problem(x, None)
     zero = {name: value * 0.0 for name, value in problem.values(y_g).items()}
     mu_g, mu_F = zero, zero
-    if T < 1:
-        raise ValueError(f"T must be at least 1, got {T}")
     for t in range(T):
         on_g, on_F = model.saddle_problem(x, None), model.saddle_problem(x, gamma)
         lower = maxmin(

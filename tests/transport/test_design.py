@@ -127,3 +127,21 @@ def test_pair_without_a_route_is_served_nothing_and_said_so():
     cut = (shares.origin == 3) | (shares.destination == 3)
     assert (shares.share[cut] == 0).all()
     assert plan.summary()["notes"]
+
+
+def test_interrupted_design_resumes_to_the_same_design(tmp_path):
+    network = transport.load("nine_node")
+    seen = set()
+
+    def power_cut(record):
+        seen.add(record["gamma"])
+        if len(seen) > 2:
+            raise RuntimeError("power cut")
+
+    checkpoint = tmp_path / "design.npz"
+    with pytest.raises(RuntimeError, match="power cut"):
+        transport.design(network, checkpoint=checkpoint, callback=power_cut)
+    resumed = transport.design(network, resume=checkpoint)
+    whole = transport.design(network)
+    np.testing.assert_array_equal(resumed.capacity, whole.capacity)
+    assert resumed.profit == whole.profit

@@ -43,6 +43,7 @@ Array = Any
 GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
 GRID_TOL = 1e-4
 ACCURACIES = (1e-10, 1e-8, 1e-6)
+ENTRIES = 250_000  # of the data, beyond which budgets shrink
 WIDTH_GRID = (-2.0, 0.0, 2.0)  # shifts of log width
 WIDTH_RANGE, WIDTH_STEP = math.log(1e3), 1e-4  # of log width, around its first value
 STAGES = ((10.0, 25), (100.0, 10), (1000.0, 5))  # gamma, evaluations
@@ -416,7 +417,7 @@ def tune(
     make_model: Callable[[Array | None], CrossValidationModel],
     *,
     grid: Sequence[float] = GRID,
-    stages: Sequence[tuple[float, int]] = STAGES,
+    stages: Sequence[tuple[float, int]] | None = None,
     tol: float = 1e-6,
     callback: Callable[[Record], None] | None = None,
 ) -> Tuning:
@@ -434,7 +435,8 @@ def tune(
     grid : sequence of float
         Values of C.
     stages : sequence of (float, int)
-        gamma and the evaluations to spend at it.
+        gamma and the evaluations to spend at it. Default: 10, 100, 1000 with 25, 10, 5 evaluations, fewer (with the
+        inverse square root of the size) beyond 250,000 entries of data.
     tol : float
         Of the certificate.
     callback : callable, optional
@@ -465,6 +467,10 @@ def tune(
     if model.bounded:
         start = np.concatenate([[math.log(10.0 * C)], start[1:], np.mean(sizes, axis=0)])
         at_grid = np.concatenate([at_grid, largest])
+    if stages is None:
+        entries = sum(fold.validation.rows.size for fold in plain.folds)
+        share = min(1.0, math.sqrt(ENTRIES / entries))
+        stages = [(gamma, max(2, round(share * budget))) for gamma, budget in STAGES]
     search = _Search(model, progress)
     with progress.timed("homotopy"):
         gamma = stages[0][0]

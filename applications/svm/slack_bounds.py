@@ -29,7 +29,13 @@ from typing import Any, Literal
 import numpy as np
 import scipy.linalg
 
-from blocc.errors import InvalidInputError, LowerInfeasibleError, LowerNotSolvedError, require
+from blocc.errors import (
+    InvalidInputError,
+    LowerInfeasibleError,
+    LowerNotSolvedError,
+    SolveError,
+    require,
+)
 from blocc.methods import homotopy
 from blocc.methods.homotopy import Method, OnFailure
 from blocc.model import LowerResiduals, Relaxation, Saddle
@@ -394,6 +400,28 @@ class SlackBoundProblem:
                 raise InvalidInputError(
                     f"c0 must have {len(self.model.train)} finite entries, got shape {x0.shape}"
                 )
+        if on_failure not in ("raise", "return"):
+            raise InvalidInputError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
+        result = self._run(x0, method, gamma, tol, max_iterations, verbose, callback)
+        if not result.success and method == "auto" and gamma is None:
+            # convex-concave steps can creep along the lower level's kinks; descent in c sometimes ends there
+            again = self._run(result.x, "lbfgsb", None, tol, max_iterations, verbose, callback)
+            if again.success or again.objective < result.objective:
+                result = again
+        if on_failure == "raise" and not result.success:
+            raise SolveError(f"{result.message}. The answer is in this exception's result", result)
+        return result
+
+    def _run(
+        self,
+        x0: Array | None,
+        method: Method,
+        gamma: float | None,
+        tol: float,
+        max_iterations: int,
+        verbose: bool,
+        callback: Callable[[Record], None] | None,
+    ) -> Result:
         return homotopy.solve(
             self.model,
             x0,
@@ -402,7 +430,7 @@ class SlackBoundProblem:
             tol=tol,
             max_iterations=max_iterations,
             progress=Progress(verbose, callback),
-            on_failure=on_failure,
+            on_failure="return",
         )
 
     def respond(self, c: Any, tol: float = 1e-9) -> Saddle:

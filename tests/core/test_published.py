@@ -22,7 +22,7 @@ def test_published_blocc_finds_a_toy_minimum(accelerated):
         np.array([1.2]),
         gamma=5.0,
         eta=0.01,
-        T=300,
+        T=120,
         eta_1g=0.1,
         eta_1F=0.01,
         eta_2=0.5,
@@ -31,7 +31,7 @@ def test_published_blocc_finds_a_toy_minimum(accelerated):
         accelerated=accelerated,
         callback=steps.append,
     )
-    assert len(steps) == 300
+    assert len(steps) == 120
     assert last.x[0] == pytest.approx(0.98622, abs=1e-4)
     assert last.lower.y[0] == pytest.approx(last.x[0], abs=1e-5)
 

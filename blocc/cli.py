@@ -1,4 +1,4 @@
-"""The command line: ``blocc info``, ``blocc transport design``.
+"""The command line: ``blocc info``, ``blocc transport design``, ``blocc svm tune``, ``blocc reproduce svm``.
 
 Exit codes: 0 done; 1 no certified answer (what was found is written all the same); 2 wrong input, in one clear line.
 """
@@ -37,6 +37,12 @@ app = typer.Typer(
 )
 transport_app = typer.Typer(help="Transit network capacity design.", no_args_is_help=True)
 app.add_typer(transport_app, name="transport")
+svm_app = typer.Typer(help="Support vector machines that tune themselves.", no_args_is_help=True)
+app.add_typer(svm_app, name="svm")
+reproduce_app = typer.Typer(
+    help="The published studies again, with every method's true values.", no_args_is_help=True
+)
+app.add_typer(reproduce_app, name="reproduce")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Out = Annotated[Path, typer.Option("--out", help="Directory for the results; created if missing.")]
@@ -167,6 +173,53 @@ def _design_rows(summary: dict[str, Any]) -> dict[str, str]:
         "links built": f"{summary['links_built']} of {summary['links']}, {summary['links_at_capacity']} full",
         "seconds": f"{summary['seconds']:.2f}",
     }
+
+
+@svm_app.command("tune")
+def svm_tune(
+    csv: Annotated[
+        Path, typer.Argument(help="Table with a header, one row a sample, numeric features.")
+    ],
+    target: Annotated[str, typer.Option(help="Column with the class.")],
+    out: Out,
+    folds: Annotated[int, typer.Option(help="Folds of the cross-validation.")] = 5,
+    feature_bounds: Annotated[bool, typer.Option(help="Also select bounds on the weights.")] = True,
+    kernel: Annotated[str, typer.Option(help="linear or rbf.")] = "linear",
+    seed: Annotated[int, typer.Option(help="Random seed of the folds.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Select C and feature bounds by cross-validation, refit, and write parameters, folds and a plot."""
+    command = importlib.import_module("blocc.applications.svm.command")
+    with _Bar(f"tuning {csv.name}", quiet=as_json):
+        summary = command.tune(
+            csv, target, out, folds=folds, feature_bounds=feature_bounds, kernel=kernel, seed=seed
+        )
+    _report(summary, f"tuning of {csv.name}", as_json)
+
+
+@reproduce_app.command("svm")
+def reproduce_svm(
+    out: Out,
+    splits: Annotated[
+        int, typer.Option(help="The first this many of the study's ten splits.")
+    ] = 10,
+    as_json: Json = False,
+) -> None:
+    """Solve the study's SVM problem on its splits, certified; in a source checkout, by the other methods as well."""
+    command = importlib.import_module("blocc.applications.svm.command")
+    with _Bar("the SVM study", quiet=as_json):
+        summary = command.reproduce(out, splits=splits)
+    _report(summary, "the SVM study", as_json)
+
+
+def _report(summary: dict[str, Any], title: str, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(summary, default=str))
+    else:
+        _table({k: v for k, v in summary.items() if not isinstance(v, (dict, list))}, title)
+    if summary.get("success") is False:
+        typer.echo("blocc: no certified answer; what was found is written", err=True)
+        raise typer.Exit(1)
 
 
 class _Bar:

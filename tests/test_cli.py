@@ -134,3 +134,22 @@ def test_the_installed_script_exists():
     if script is None:
         pytest.skip("blocc is not installed as a script beside this interpreter")
     assert subprocess.run([script, "--help"], capture_output=True, check=False).returncode == 0
+
+
+def test_svm_tune_writes_its_tables_and_bad_tables_are_refused(tmp_path):
+    pytest.importorskip("sklearn")
+    from importlib.resources import files
+
+    table = tmp_path / "fourclass.csv"
+    table.write_text((files("blocc.data") / "svm" / "fourclass.csv").read_text())
+    done = run(
+        "svm", "tune", str(table), "--target", "label", "--out", str(tmp_path / "out"), "--json"
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert 0 < summary["validation_loss"] < 1
+    assert (tmp_path / "out" / "folds.csv").exists()
+    for arguments in (["nowhere.csv", "--target", "label"], [str(table), "--target", "price"]):
+        refused = run("svm", "tune", *arguments, "--out", str(tmp_path / "other"))
+        assert refused.returncode == 2
+        assert len(refused.stderr.strip().splitlines()) == 1

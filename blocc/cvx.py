@@ -895,15 +895,12 @@ class BilevelProblem:
         return result
 
     def _parameters_changed(self) -> bool:
-        now = {
-            p.id: None if p.value is None else _flat_value(p.value)
-            for e in self._expressions
-            for p in e.parameters()
-        }
+        parameters = [p for e in self._expressions for p in e.parameters()]
+        now = {p.id: _flat_value(p.value) for p in parameters if p.value is not None}
         before, self._parameter_values = self._parameter_values, now
-        return before is None or any(
-            not np.array_equal(now[k], before.get(k)) for k in now if now[k] is not None
-        )
+        if before is None or before.keys() != now.keys():
+            return True
+        return any(not np.array_equal(now[k], before[k]) for k in now)
 
     def _start(self) -> Vector:
         lower, upper = (bound[: self.n_upper] for bound in self.bounds)

@@ -20,6 +20,7 @@ import cvxpy as cp
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sparse
+from scipy.sparse.linalg import splu
 
 from blocc.errors import (
     LowerInfeasibleError,
@@ -39,6 +40,9 @@ Matrix = npt.NDArray[np.float64]
 #: Largest number of rows times columns for which dense linear algebra is used.
 DENSE_LIMIT = 40_000
 _INFINITE = 1e30
+_NEWTON_STEPS = 8  # active sets tried from the last one before the interior-point method takes over
+_MISSES = 4  # times in a row that this may fail before it is given up
+_SHIFT = 1e-9  # of the KKT matrix, relative: dependent rows do no harm, and refinement takes it out again
 _SOLVED = 1
 _INFEASIBLE = -1
 _UNBOUNDED = -3
@@ -268,7 +272,11 @@ class ConicProgram:
             else (quadratic.row, quadratic.col, quadratic.data)
         )
         self._P_map, self._P_row, self._P_col = _entries(self._raw_P, n, width)
+        self._A_columns = _Columns(self._A_row, self._A_col, (m, n))
+        self._set_pattern()
         self._solver: Any = None
+        self._active: Any = None
+        self._misses = 0
         self._dense = n * max(m, n) <= DENSE_LIMIT
         self._primal_map, blocks = _recovery_maps(
             chain, inverse, n, m, list(variables), list(constraints)
@@ -283,6 +291,11 @@ class ConicProgram:
         )
 
     # ------------------------------------------------------------------------------------------- data
+    def _set_pattern(self) -> None:
+        shape, upper = (self.size, self.size), self._P_row <= self._P_col
+        self._P_columns = _Columns(self._P_row, self._P_col, shape)
+        self._P_upper = _Columns(self._P_row[upper], self._P_col[upper], shape)
+
     def parameter_vector(self, values: Mapping[int, Any]) -> Vector:
         """Stack parameter values by identity, with the constant 1 in its column."""
         vector = np.zeros(self._width)
@@ -328,6 +341,7 @@ class ConicProgram:
             np.concatenate([(2.0 - weight) * mine[2], (weight - 1.0) * others[2]]),
         )
         self._P_map, self._P_row, self._P_col = _entries(blended, self.size, self._width)
+        self._set_pattern()
 
     def dense(self) -> tuple[Matrix, Matrix]:
         """P and A as dense arrays."""
@@ -363,7 +377,60 @@ class ConicProgram:
                 result = self._assess(answer.z, answer.dual, answer.iterations)
                 if result.gap <= max(tol, 1e-9) and result.violation <= max(tol, 2e-8):
                     return result
+        if self._active is not None and self._misses < _MISSES:
+            warm = self._from_active_set(tol)
+            self._misses = self._misses + 1 if warm is None else 0
+            if warm is not None:
+                return warm
         return self._interior_point(tol)
+
+    def _matrices(self) -> tuple[Any, Any]:
+        return self._P_columns(self.P_data), self._A_columns(self.A_data)
+
+    def _from_active_set(self, tol: float) -> ConicAnswer | None:
+        """Primal-dual active set steps on a sparse QP, from the last answer's rows; None where they do not settle.
+
+        A step costs one factorisation of a KKT system, where an interior-point solve costs some twenty.
+        """
+        P, A = self._matrices()
+        by_row, active = A.tocsr(), self._active
+        scale = max(1.0, float(np.abs(self.P_data).max(initial=0.0)))
+        for step in range(_NEWTON_STEPS):
+            rows, n = by_row[active], self.size
+            kkt = sparse.block_array([[P, rows.T], [rows, None]], format="csc")
+            sign = np.concatenate([np.ones(n), -np.ones(rows.shape[0])])
+            try:
+                factor = splu(
+                    kkt + sparse.diags_array(_SHIFT * scale * sign, format="csc"),
+                    permc_spec="MMD_AT_PLUS_A",
+                    diag_pivot_thresh=1e-3,
+                    options={"SymmetricMode": True},
+                )
+            except (RuntimeError, MemoryError):
+                return None
+            right = np.concatenate([-self.q, self.b[active]])
+            both = factor.solve(right)
+            for _ in range(3):
+                both = both + factor.solve(right - kkt @ both)
+            if not np.all(np.isfinite(both)):
+                return None
+            z, dual = both[:n], np.zeros(self.rows)
+            dual[active] = both[n:]
+            slack = self.b - A @ z
+            rounding = 1e-12 * (1.0 + np.abs(self.b) + np.abs(dual))
+            following = dual - slack > rounding
+            following[: self._equalities] = True
+            changed = int(np.count_nonzero(following != active))
+            if changed == 0 or (step and not np.any(dual[self._equalities :] < -1e-11)):
+                dual[self._equalities :] = np.maximum(dual[self._equalities :], 0.0)
+                result = self._assess(z, dual, step + 1)
+                if max(result.gap, result.violation) <= min(max(tol, 1e-12), 1e-8):
+                    self._active = following
+                    return result
+            if changed == 0:
+                return None
+            active = following
+        return None
 
     def _shortfall(self, A: Matrix) -> float:
         """Least amount by which the linear constraints must give way to have a solution, 0 if none or unknown."""
@@ -381,18 +448,12 @@ class ConicProgram:
         return 0.0 if answer is None else float(answer.z[-1])
 
     def _interior_point(self, tol: float) -> ConicAnswer:
-        A = sparse.csc_matrix(
-            (self.A_data, (self._A_row, self._A_col)), shape=(self.rows, self.size)
-        )
         upper = self._P_row <= self._P_col
-        P = sparse.csc_matrix(
-            (self.P_data[upper], (self._P_row[upper], self._P_col[upper])),
-            shape=(self.size, self.size),
-        )
+        P, A = self._P_upper(self.P_data[upper]), self._A_columns(self.A_data)
         settings = _settings(0.1 * tol)  # tighter than asked: Clarabel has its own scaling
         if self._solver is not None:
             try:
-                self._solver.update(P=P, q=self.q, A=A, b=self.b, settings=settings)
+                self._solver.update(P=P.data, q=self.q, A=A.data, b=self.b, settings=settings)
             except Exception:  # the sparsity pattern changed (an entry became exactly zero)
                 self._solver = None
         if self._solver is None:
@@ -411,6 +472,9 @@ class ConicProgram:
         ):
             raise LowerNotSolvedError(f"Clarabel stopped with status {status}")
         result = self._assess(z, dual, int(solution.iterations), np.asarray(solution.s))
+        if self.is_quadratic and not self._dense:
+            self._active = dual > np.asarray(solution.s)
+            self._active[: self._equalities] = True
         if self.is_quadratic and self._dense and max(result.gap, result.violation) > 1e-13:
             polished = self._polish(result)
             if max(polished.gap, polished.violation) <= max(result.gap, result.violation):
@@ -506,6 +570,21 @@ def _entries(
     matrix = sparse.coo_array((tensor[2], (position, tensor[1])), shape=(len(kept), width))
     kept = kept.astype(np.int64)
     return _compact(matrix), kept % max(rows, 1), kept // max(rows, 1)
+
+
+class _Columns:
+    """Fills a CSC matrix of a fixed pattern, every entry kept, also zeros."""
+
+    def __init__(self, row: Any, column: Any, shape: tuple[int, int]) -> None:
+        numbered = sparse.csc_matrix((np.arange(1.0, len(row) + 1), (row, column)), shape=shape)
+        numbered.sort_indices()
+        self._order = numbered.data.astype(np.int64) - 1
+        self._matrix = numbered
+
+    def __call__(self, data: Vector) -> Any:
+        matrix = self._matrix.copy()
+        matrix.data = data[self._order]
+        return matrix
 
 
 def _compact(matrix: Any) -> Any:

@@ -23,7 +23,7 @@ from cvxpy.atoms.affine.wraps import nonneg_wrap, psd_wrap, symmetric_wrap
 from blocc.certificate import Certificate
 from blocc.conic import ConicAnswer, ConicProgram
 from blocc.cvx_check import Check, check_problem
-from blocc.cvx_functions import Functions, Layout
+from blocc.cvx_functions import Functions, Layout, curved
 from blocc.cvx_global import branch_and_bound
 from blocc.errors import (
     InvalidInputError,
@@ -144,6 +144,17 @@ def _bounds_of(variable: cp.Variable) -> tuple[Any, Any]:
     return lower, upper
 
 
+def _sign(expression: Any) -> dict[str, bool]:
+    """Sign of an expression, by CVXPY's analysis or by interval arithmetic on the bounds of its variables."""
+    low = high = np.nan
+    if not (expression.is_nonneg() or expression.is_nonpos()) and hasattr(expression, "get_bounds"):
+        bounds = expression.get_bounds()
+        low, high = np.min(bounds[0]), np.max(bounds[1])
+    if expression.is_nonneg() or low >= 0:
+        return {"nonneg": True}
+    return {"nonpos": True} if expression.is_nonpos() or high <= 0 else {}
+
+
 def _plain(variable: cp.Variable) -> tuple[cp.Variable, Any]:
     """Return a variable without attributes, and an expression of it that CVXPY's sign analysis sees as the old one."""
     plain = cp.Variable(variable.shape, name=variable.name())
@@ -175,12 +186,7 @@ class _Parametriser:
         known = self._known.get(id(expression))
         if known is not None:
             return known
-        sign: dict[str, Any] = {}
-        if expression.is_nonneg():
-            sign["nonneg"] = True
-        elif expression.is_nonpos():
-            sign["nonpos"] = True
-        parameter = cp.Parameter(expression.shape, **sign)
+        parameter = cp.Parameter(expression.shape, **_sign(expression))
         # a symmetric parameter would be canonicalised as its upper triangle: a plain one, and a wrap
         leaf: Any = parameter
         if expression.ndim == 2 and expression.shape[0] == expression.shape[1] > 1:
@@ -584,6 +590,10 @@ class BilevelProblem:
         first = [self.expression] if self.expression is not None else [cp.Constant(0.0)]
         self._expressions = [*first, lower_objective, *inequalities, *equalities]
         self._functions = Functions(self._expressions, self.layout)
+        #: Entries of the flat (x, y) whose second derivatives need not vanish.
+        self.curved = curved(self._expressions, self.layout)
+        if self.callable is not None:
+            self.curved[:] = True
         lower, upper = zip(*(_bounds_of(v) for v in self.layout.variables), strict=True)
         self.bounds = (self.layout.pack(lower), self.layout.pack(upper))
         self.x_set: ConvexSet = self._upper_set()

@@ -17,6 +17,7 @@ import scipy.sparse as sparse
 from cvxpy.atoms.affine.affine_atom import AffAtom
 from cvxpy.atoms.affine.binary_operators import DivExpression, MulExpression, multiply
 from cvxpy.atoms.elementwise.power import Power
+from cvxpy.atoms.pnorm import Pnorm
 from cvxpy.cvxcore.python import canonInterface
 from cvxpy.lin_ops.lin_op import CONSTANT_ID
 
@@ -164,6 +165,19 @@ class _Product(_Node):
         return a * b, b[:, None] * _dense(Ja) + a[:, None] * _dense(Jb)
 
 
+class _Norm(_Node):
+    """Euclidean norm of a vector; slope zero at zero, as CVXPY has it."""
+
+    def __init__(self, argument: _Node) -> None:
+        self.argument = argument
+
+    def value_jacobian(self, v: Vector) -> tuple[Vector, Any]:
+        inner, jacobian = self.argument.value_jacobian(v)
+        value = float(np.sqrt(inner @ inner))
+        direction = inner / value if value > 0 else inner
+        return np.array([value]), np.reshape(jacobian.T @ direction, (1, -1))
+
+
 class _SquareOverLine(_Node):
     """``sum(v^2) / w`` for a vector v and a scalar w."""
 
@@ -236,6 +250,11 @@ def _compile(expression: Any, layout: Layout) -> _Node:
         return _Elementwise(arguments[0], *elementwise)
     if kind is cp.quad_over_lin and expression.size == 1 and expression.args[1].size == 1:
         return _SquareOverLine(*arguments)
+    if isinstance(expression, Pnorm) and expression.p == 2 and expression.axis is None:
+        return _Norm(arguments[0])
+    floored = kind is cp.maximum and len(arguments) == 2 and constant[1]
+    if floored and expression.args[0].size == expression.size:
+        return _Elementwise(arguments[0], *_floor(arguments[1].value(np.zeros(width))))
     if isinstance(expression, Power):
         exponent = float(expression.p.value)
         return _Elementwise(arguments[0], *_power(exponent))
@@ -264,6 +283,11 @@ def _fix_parameters(expression: Any) -> Any:
     if not expression.parameters():
         return expression
     return expression.copy([_fix_parameters(argument) for argument in expression.args])
+
+
+def _floor(least: Vector) -> tuple[Any, Any]:
+    """Maximum with a constant; CVXPY gives the first argument the slope where both are equal."""
+    return (lambda v: np.maximum(v, least)), (lambda v: (v >= least).astype(float))
 
 
 def _power(exponent: float) -> tuple[Any, Any]:
@@ -326,6 +350,29 @@ def _shrink(matrix: Any) -> Any:
     if matrix.shape[0] * matrix.shape[1] <= _DENSE_ENTRIES:
         return matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
     return sparse.csr_array(matrix)
+
+
+def curved(expressions: Sequence[Any], layout: Layout) -> npt.NDArray[np.bool_]:
+    """Which entries of the flat vector may enter an expression other than affinely, variable by variable."""
+    mask = np.zeros(layout.size, dtype=bool)
+
+    def visit(expression: Any) -> None:
+        if expression.is_affine():
+            return
+        products = isinstance(expression, MulExpression | multiply | DivExpression) and not any(
+            argument.is_constant() for argument in expression.args
+        )
+        if isinstance(expression, AffAtom) and not products:
+            for argument in expression.args:
+                visit(argument)
+            return
+        for variable in expression.variables():
+            if variable.id in layout.slices:
+                mask[layout.slices[variable.id]] = True
+
+    for expression in expressions:
+        visit(expression)
+    return mask
 
 
 class Functions:

@@ -32,6 +32,15 @@ Vector = npt.NDArray[np.float64]
 
 RISING = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)  # from the relaxation
 SHORT = (10.0, 1e3, 1e5)  # from x0
+PATIENT = (
+    2.0,
+    4.0,
+    8.0,
+    16.0,
+    64.0,
+    1e3,
+    1e5,
+)  # from further starts, beside LOCAL: reaches other basins
 LOCAL = (1e3, 1e5)  # from a point whose neighbourhood is to be explored
 FINAL = (1e6, 1e7)  # from the answer, and for y alone at a given x
 
@@ -203,7 +212,10 @@ class _Merit:
 
         base = lagrangian(here.data)
         upper = self.bounds[1]
+        curved = getattr(self.model, "curved", None)
         for k in range(n):
+            if curved is not None and k >= self.nx and not curved[k]:
+                continue  # enters affinely everywhere, and v does not depend on it
             step = _DIFFERENCE * max(1.0, abs(here.v[k]))
             if here.v[k] + step > upper[k]:
                 step = -step
@@ -592,10 +604,12 @@ class Joint:
         ends = self.extremes(origin)
         runs: list[tuple[Vector | None, Sequence[float]]] = [(self.relaxed(origin), RISING)]
         runs.append((origin, SHORT))
-        runs += [(start, LOCAL) for start in self._further(starts, seed, origin, ends)]
+        further = list(self._further(starts, seed, origin, ends))
+        runs += [(start, stages) for stages in (LOCAL, PATIENT) for start in further]
         for start, stages in runs:
             if start is not None and not self.attained:
-                self.climb(start if stages is not LOCAL else self.feasible(start), stages)
+                far = stages in (LOCAL, PATIENT)  # a further start need not satisfy the constraints
+                self.climb(self.feasible(start) if far else start, stages)
         tried: set[tuple[float, ...]] = set()
         for _ in range(_ROUNDS):
             before = self.best

@@ -40,7 +40,10 @@ Matrix = npt.NDArray[np.float64]
 #: Largest number of rows times columns for which dense linear algebra is used.
 DENSE_LIMIT = 40_000
 _INFINITE = 1e30
-_NEWTON_STEPS = 8  # active sets tried from the last one before the interior-point method takes over
+_LOOSE = 1e-6  # tolerance of an interior-point answer from which to go on by active sets
+_NEWTON_STEPS = (
+    10  # active sets tried from the last one before the interior-point method takes over
+)
 _MISSES = 4  # times in a row that this may fail before it is given up
 _SHIFT = 1e-9  # of the KKT matrix, relative: dependent rows do no harm, and refinement takes it out again
 _SOLVED = 1
@@ -377,11 +380,16 @@ class ConicProgram:
                 result = self._assess(answer.z, answer.dual, answer.iterations)
                 if result.gap <= max(tol, 1e-9) and result.violation <= max(tol, 2e-8):
                     return result
-        if self._active is not None and self._misses < _MISSES:
-            warm = self._from_active_set(tol)
-            self._misses = self._misses + 1 if warm is None else 0
-            if warm is not None:
-                return warm
+        if self.is_quadratic and not self._dense and self._misses < _MISSES:
+            if self._active is None:
+                self._active = np.arange(self.rows) < self._equalities
+            exact = self._from_active_set(tol)
+            if exact is None and tol < _LOOSE:  # a loose answer knows most of the active rows
+                self._interior_point(_LOOSE)
+                exact = self._from_active_set(tol)
+            self._misses = self._misses + 1 if exact is None else 0
+            if exact is not None:
+                return exact
         return self._interior_point(tol)
 
     def _matrices(self) -> tuple[Any, Any]:

@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg
+import scipy.optimize
 
 from blocc.errors import (
     InvalidInputError,
@@ -94,7 +95,7 @@ class SlackBoundModel:
         return 0.0
 
     def _quadratic(
-        self, hessian: Array, gradient: Array, x: Array, name: str
+        self, hessian: Array, gradient: Array, x: Array, name: str, raised: bool = False
     ) -> tuple[Array, Array, int]:
         """Minimise a quadratic over the margin constraints at x, by a dual active-set method; (y, duals, steps)."""
         daqp = require("daqp", "svm", "the SVM lower level")
@@ -112,12 +113,28 @@ class SlackBoundModel:
             if flag in (1, 2):
                 break
         if flag == -1:
-            raise LowerInfeasibleError(
-                f"{name}: no separator meets the margins 1 - c: raise the slack bounds c"
-            )
+            short = self._shortfall(x)
+            if short > FEASIBILITY[1] or raised:
+                raise LowerInfeasibleError(
+                    f"{name}: no separator meets the margins 1 - c: raise the slack bounds c by {short:.3g}"
+                )
+            # the method's word against a linear program's: solve with that little more room
+            return self._quadratic(hessian, gradient, x + short + FEASIBILITY[0], name, raised=True)
         if flag not in (1, 2) or not np.all(np.isfinite(y)):
             raise LowerNotSolvedError(f"{name}: the active-set solver stopped with status {flag}")
         return np.asarray(y), np.maximum(-np.asarray(info["lam"]), 0.0), int(info["iterations"])
+
+    def _shortfall(self, x: Array) -> float:
+        """Least uniform raise of c at x that leaves a separator, by a linear program; inf where that fails."""
+        samples, size = self.train.shape
+        rows = np.hstack([-self.train, -np.ones((samples, 1))])
+        answer = scipy.optimize.linprog(
+            np.append(np.zeros(size), 1.0),
+            A_ub=rows,
+            b_ub=x - 1.0,
+            bounds=[(None, None)] * size + [(0, None)],
+        )
+        return float(answer.fun) if answer.success else math.inf
 
     def lower(self, x: Array, *, tol: float, warm: Mapping[str, Array] | None = None) -> Saddle:
         """Exact answer of the lower level: a quadratic program, by a dual active-set method (DAQP)."""

@@ -28,7 +28,6 @@ from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg
-import scipy.optimize
 
 from blocc.errors import (
     InvalidInputError,
@@ -47,9 +46,9 @@ from blocc.sets import ConvexSet, Free
 Array = Any
 Upper = Literal["squared", "norm"]
 NEWTON_STEPS = 100
-# Of the active-set solver. The second is tried where the first finds nothing: at a feasible set that is a single
-# point, rounding errors alone can empty it. A line search would exploit the looser one everywhere.
-FEASIBILITY = (1e-9, 1e-6)
+# (room added to c, tolerance of the active-set solver), tried in turn where the one before finds nothing: at a feasible
+# set that is a single point, rounding errors alone can empty it. A line search would exploit the loose ones everywhere.
+FEASIBILITY = ((0.0, 1e-9), (0.0, 1e-6), (1e-9, 1e-9), (1e-8, 1e-9), (1e-7, 1e-6))
 SMOOTHINGS = (1.0, 1e-4, 1e-9)  # of the norm; its value is lower by at most the last of these
 
 
@@ -95,17 +94,17 @@ class SlackBoundModel:
         return 0.0
 
     def _quadratic(
-        self, hessian: Array, gradient: Array, x: Array, name: str, raised: bool = False
+        self, hessian: Array, gradient: Array, x: Array, name: str
     ) -> tuple[Array, Array, int]:
         """Minimise a quadratic over the margin constraints at x, by a dual active-set method; (y, duals, steps)."""
         daqp = require("daqp", "svm", "the SVM lower level")
-        for tolerance in FEASIBILITY:
+        for room, tolerance in FEASIBILITY:
             y, _, flag, info = daqp.solve(
                 hessian,
                 gradient,
                 self.train,
                 np.full(len(x), 1e30),
-                1.0 - x,
+                1.0 - room - x,
                 np.zeros(len(x), dtype=np.int32),
                 iter_limit=20_000,
                 primal_tol=tolerance,
@@ -113,28 +112,12 @@ class SlackBoundModel:
             if flag in (1, 2):
                 break
         if flag == -1:
-            short = self._shortfall(x)
-            if short > FEASIBILITY[1] or raised:
-                raise LowerInfeasibleError(
-                    f"{name}: no separator meets the margins 1 - c: raise the slack bounds c by {short:.3g}"
-                )
-            # the method's word against a linear program's: solve with that little more room
-            return self._quadratic(hessian, gradient, x + short + FEASIBILITY[0], name, raised=True)
+            raise LowerInfeasibleError(
+                f"{name}: no separator meets the margins 1 - c: raise the slack bounds c"
+            )
         if flag not in (1, 2) or not np.all(np.isfinite(y)):
             raise LowerNotSolvedError(f"{name}: the active-set solver stopped with status {flag}")
         return np.asarray(y), np.maximum(-np.asarray(info["lam"]), 0.0), int(info["iterations"])
-
-    def _shortfall(self, x: Array) -> float:
-        """Least uniform raise of c at x that leaves a separator, by a linear program; inf where that fails."""
-        samples, size = self.train.shape
-        rows = np.hstack([-self.train, -np.ones((samples, 1))])
-        answer = scipy.optimize.linprog(
-            np.append(np.zeros(size), 1.0),
-            A_ub=rows,
-            b_ub=x - 1.0,
-            bounds=[(None, None)] * size + [(0, None)],
-        )
-        return float(answer.fun) if answer.success else math.inf
 
     def lower(self, x: Array, *, tol: float, warm: Mapping[str, Array] | None = None) -> Saddle:
         """Exact answer of the lower level: a quadratic program, by a dual active-set method (DAQP)."""

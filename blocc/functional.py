@@ -20,9 +20,15 @@ from blocc.arrays import (
     is_array,
     namespace,
     precision,
+    random_normal,
     resolve_backend,
 )
-from blocc.errors import InvalidInputError, LowerInfeasibleError, LowerNotSolvedError
+from blocc.errors import (
+    InvalidInputError,
+    LowerInfeasibleError,
+    LowerNotSolvedError,
+    UnsupportedModelError,
+)
 from blocc.gradients import Differentiable, Function, check
 from blocc.maxmin import Constraint, SaddlePoint, SaddleProblem
 from blocc.methods import descent, homotopy
@@ -35,6 +41,7 @@ from blocc.sets import ConvexSet, Free
 
 Array = Any
 UserFunction = Callable[..., Any] | Function
+CONVEXITY_PROBES = 4
 
 
 class FunctionalModel:
@@ -141,12 +148,38 @@ class FunctionalModel:
                 raise InvalidInputError(
                     f"{function.name} is not finite at the starting point; choose x0, y0 inside its domain"
                 )
-            if function.given:
-                for comparison in check(function, x0, self.y0):
-                    if not comparison.ok:
-                        raise InvalidInputError(
-                            f"{comparison.explain()}; see blocc.check_gradients"
-                        )
+            for comparison in check(function, x0, self.y0):
+                if not comparison.ok:
+                    remedy = (
+                        "see blocc.check_gradients"
+                        if function.given
+                        else "autograd lost it on the way: write the function with xp = blocc.namespace(x, y)"
+                    )
+                    raise InvalidInputError(f"{comparison.explain()}; {remedy}")
+        self._refuse_concave(x0)
+
+    def _refuse_concave(self, x: Array) -> None:
+        """Raise where g is seen to be nonconvex in y: its saddle points would then certify nothing.
+
+        Convexity makes gradients monotone; a few random pairs of points in the set are tried. Passing proves nothing.
+        """
+        xp = namespace(self.y0)
+        slack = 1e4 * precision(self.y0)
+        for seed in range(CONVEXITY_PROBES):
+            points = [
+                self.y_set.project(
+                    self.y0 + (1.0 + xp.abs(self.y0)) * random_normal(self.y0, seed + shift)
+                )
+                for shift in (1000, 2000)
+            ]
+            slopes = [self.g.pullback_y(x, point) for point in points]
+            apart, change = points[0] - points[1], slopes[0] - slopes[1]
+            product, size = xp.sum(apart * change), xp.sqrt(xp.sum(apart**2) * xp.sum(change**2))
+            if bool(product < -slack * (1.0 + size)):
+                raise UnsupportedModelError(
+                    "g is not convex in y: between two points near y0 its gradient turns back. blocc solves lower "
+                    "levels that are convex in y; check the sign of g, or bound y to where it is convex"
+                )
 
     def upper(self, x: Array, y: Array) -> float:
         """f(x, y)."""

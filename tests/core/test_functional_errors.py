@@ -436,3 +436,26 @@ def test_a_certified_answer_is_no_worse_than_its_tolerance(tol):
     best = min(response(x) for x in np.linspace(-2, 2, 40_001))
     assert response(float(result.x[0])) == pytest.approx(result.objective, abs=1e-6)
     assert result.objective <= best + 10 * tol
+
+
+def test_a_lower_level_that_is_seen_to_be_concave_is_refused():
+    """At y = 0 minus y^2 has its maximum: KKT residuals vanish there, and would certify the wrong answer."""
+    f = blocc.Function(lambda x, y, d: (x**2).sum() + (y**2).sum(), lambda x, y, d: (2 * x, 2 * y))
+    g = blocc.Function(lambda x, y, d: -(y**2).sum(), lambda x, y, d: (0 * x, -2 * y))
+    with pytest.raises(blocc.UnsupportedModelError, match="not convex"):
+        blocc.minimize(f, g, None, [0.2], [0.0], x_set=blocc.Box(0, 3), y_set=blocc.Box(-3, 3))
+
+
+@pytest.mark.filterwarnings("ignore:Output seems independent of input")
+def test_a_derivative_that_autograd_loses_is_found_before_the_solve():
+    pytest.importorskip("autograd")
+    with pytest.raises(blocc.InvalidInputError, match=r"gradient of c.*namespace"):
+        blocc.minimize(
+            lambda x, y, d: ((x - 1) ** 2).sum() + (y**2).sum(),
+            lambda x, y, d: (y**2).sum(),
+            lambda x, y, d: np.array(
+                [float(v) for v in [getattr(y[0] + x[0] - 1.5, "_value", y[0] + x[0] - 1.5)]]
+            ),
+            [0.2],
+            [0.0],
+        )

@@ -183,7 +183,6 @@ def certify(
     LowerLevelError
         If the lower level has no answer at x.
     """
-    returned = x
     here = _response(model, x, gamma, extrapolate, saddle_tol)
     lower, y = here.lower, here.lower.y
     dual = model.residuals(x, y, lower.duals)  # its bound on v(x) holds for whatever y is returned
@@ -200,12 +199,13 @@ def certify(
     if anchor is not None:
         xp = namespace(x)
         moved = float(xp.max(xp.abs(x - anchor)) / (1.0 + xp.max(xp.abs(anchor))))
-        here = _response(model, anchor, gamma, extrapolate, saddle_tol)
-        x = anchor
+        here = _response(
+            model, anchor, gamma, extrapolate, saddle_tol
+        )  # from here on: stationarity
     if isinstance(model, HasConvexConcaveStep) and not extrapolate:
         first_order = predicted_decrease(model, here, tol=saddle_tol)
     else:
-        first_order = max(stationarity(x, here.gradient, model.x_set), here.mismatch)
+        first_order = max(stationarity(here.x, here.gradient, box), here.mismatch)
         few = math.prod(x.shape) <= LARGEST
         if first_order > tol and few and isinstance(box, Box) and not extrapolate:
             oracle = Penalty(model, gamma, tol=saddle_tol)
@@ -225,7 +225,7 @@ def certify(
         bound=bound,
         bound_gap=None if bound is None else (objective - bound) / (1.0 + abs(objective)),
     )
-    return Certified(returned, y, objective, lower, lower.duals, chosen.objective, certificate)
+    return Certified(x, y, objective, lower, lower.duals, chosen.objective, certificate)
 
 
 def predicted_decrease(model: Model, here: Evaluation, *, tol: float) -> float:

@@ -8,14 +8,18 @@
 
 from .design import Answer, Design, design, respond
 from .network import Network, from_networkx, from_tables, load
+from .roads import RoadNetwork, load_roads, roads_from_tables
 
 __all__ = [
     "Answer",
     "Design",
     "Network",
+    "RoadNetwork",
     "design",
     "from_networkx",
     "from_tables",
     "load",
+    "load_roads",
     "respond",
+    "roads_from_tables",
 ]

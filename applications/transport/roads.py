@@ -1,0 +1,528 @@
+"""Road networks with congestion: link performance, demand, and optionally what expanding a link costs.
+
+The cost of a link at flow x is of the BPR form (Bureau of Public Roads, 1964)
+
+    t(x) = free_flow_time (1 + b (x / capacity)^power) + toll_factor toll + distance_factor length,
+
+which is increasing and convex in x. A network is three tables (units only need to be consistent):
+
+* ``links``: link_id, from_node, to_node, capacity, free_flow_time, b, power; optionally length, toll,
+  expansion_cost and expansion_limit (both empty where a link cannot be expanded);
+* ``demand``: origin, destination, trips;
+* ``nodes`` (optional): node; longitude, latitude or x, y; through (0: no traffic passes through, 1).
+
+The column names of TNTP tables, init_node and term_node, are understood as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blocc.applications.transport.network import (
+    _LARGEST,
+    Floats,
+    Integers,
+    Label,
+    Network,
+    _read,
+    _refuse_repeats,
+    _Table,
+    _table_of,
+    _typed,
+    from_tables,
+)
+from blocc.applications.transport.paths import PathNetwork
+from blocc.errors import InvalidInputError
+
+LINK_COLUMNS = ("link_id", "from_node", "to_node", "capacity", "free_flow_time", "b", "power")
+DEMAND_COLUMNS = ("origin", "destination", "trips")
+_OLD_NAMES = {"init_node": "from_node", "term_node": "to_node"}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RoadNetwork:
+    """A road network with its demand.
+
+    Build it with :func:`load_roads`, :func:`roads_from_tables` or
+    :func:`blocc.applications.transport.tntp.read_tntp`. Arrays are read-only.
+
+    Attributes
+    ----------
+    name : str
+    nodes : tuple of int or str, length n
+        Node labels.
+    through : (n,) array of bool
+        Whether traffic may pass through a node; where not, trips only start and end there.
+    positions : (n, 2) array of float or None
+        Longitude and latitude in degrees if ``geographic``, else x and y.
+    geographic : bool
+    link_id : tuple of int or str, length m
+    tail, head : (m,) array of int
+        Indices into ``nodes``.
+    capacity : (m,) array of float, > 0
+        Trips at which the congestion term is ``free_flow_time b``; not a limit.
+    free_flow_time, b : (m,) array of float, >= 0
+    power : (m,) array of float, 0 or >= 1
+        With power 0 the link's time is constant, ``free_flow_time (1 + b)``.
+    length, toll : (m,) array of float, >= 0
+    origin, destination : (p,) array of int
+        Indices into ``nodes``, of pairs with different ends.
+    trips : (p,) array of float, >= 0
+    toll_factor, distance_factor : float, >= 0
+        Time that a unit of toll and of length is worth.
+    expansion_cost, expansion_limit : (m,) array of float or None
+        Of a unit of added capacity, and the most that can be added; NaN on links that stay as they are.
+    volume : (m,) array of float or None
+        Flows that came with the data (best known equilibrium), for comparison.
+
+    Raises
+    ------
+    InvalidInputError
+        If shapes disagree, an index is out of range, or a value is outside its range.
+    """
+
+    name: str
+    nodes: tuple[Label, ...]
+    through: Any
+    positions: Floats | None
+    geographic: bool
+    link_id: tuple[Label, ...]
+    tail: Integers
+    head: Integers
+    capacity: Floats
+    free_flow_time: Floats
+    b: Floats
+    power: Floats
+    length: Floats
+    toll: Floats
+    origin: Integers
+    destination: Integers
+    trips: Floats
+    toll_factor: float = 0.0
+    distance_factor: float = 0.0
+    expansion_cost: Floats | None = field(default=None)
+    expansion_limit: Floats | None = field(default=None)
+    volume: Floats | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        n, m, p = len(self.nodes), len(self.link_id), np.size(self.origin)
+        if not (n and m and p):
+            raise InvalidInputError(
+                f"RoadNetwork {self.name!r} is empty: it has {n} nodes, {m} links and {p} "
+                "OD pairs with different ends; each needs at least one"
+            )
+        self._freeze("through", n, np.bool_)
+        for name, size in (("tail", m), ("head", m), ("origin", p), ("destination", p)):
+            index = self._freeze(name, size, np.int64)
+            if index.min() < 0 or index.max() >= n:
+                raise InvalidInputError(
+                    f"RoadNetwork.{name}: every entry must be a node index from 0 to {n - 1}"
+                )
+        for name in ("capacity", "free_flow_time", "b", "power", "length", "toll", "trips"):
+            values = self._freeze(name, p if name == "trips" else m, np.float64)
+            if not np.all((values >= 0) & (values <= _LARGEST)):
+                raise InvalidInputError(
+                    f"RoadNetwork.{name}: every entry must be a number from 0 to {_LARGEST:g}"
+                )
+        for name in ("expansion_cost", "expansion_limit", "volume"):
+            if getattr(self, name) is not None:
+                values = self._freeze(name, m, np.float64)
+                if np.any(values < 0) or np.any(np.isinf(values)):
+                    raise InvalidInputError(
+                        f"RoadNetwork.{name}: every entry must be >= 0 and finite, or NaN"
+                    )
+        if (self.expansion_cost is None) != (self.expansion_limit is None) or (
+            self.expansion_cost is not None
+            and self.expansion_limit is not None
+            and np.any(np.isnan(self.expansion_cost) != np.isnan(self.expansion_limit))
+        ):
+            raise InvalidInputError(
+                "RoadNetwork: expansion_cost and expansion_limit belong together; give both on "
+                "every link that can be expanded and neither on the others"
+            )
+        for name in ("toll_factor", "distance_factor"):
+            if not 0 <= getattr(self, name) <= _LARGEST:
+                raise InvalidInputError(
+                    f"{name} must be >= 0 and finite, got {getattr(self, name)}"
+                )
+        for name, bad, remedy in (
+            ("capacity", self.capacity == 0, "must be above 0"),
+            ("power", (self.power > 0) & (self.power < 1), "must be 0 or at least 1"),
+        ):
+            if np.any(bad):
+                link = self.link_id[int(np.flatnonzero(bad)[0])]
+                raise InvalidInputError(f"RoadNetwork.{name}: {remedy}; link {link!r} differs")
+        if n != len(set(self.nodes)):
+            raise InvalidInputError("RoadNetwork.nodes: every label must be given once")
+        with np.errstate(over="ignore", invalid="ignore"):
+            most = self.trips.sum()
+            worst = self.free_flow_time * self.b * (most / self.capacity) ** self.power * most
+        bad = ~(worst <= 1e200)
+        if np.any(bad):
+            link = self.link_id[int(np.flatnonzero(bad)[0])]
+            raise InvalidInputError(
+                f"RoadNetwork: link {link!r} would take longer than can be computed with if all {most:g} trips "
+                "used it; check the units of capacity and trips, and the power"
+            )
+
+    def _freeze(self, name: str, size: int, dtype: Any) -> Any:
+        array = np.array(getattr(self, name), dtype=dtype)
+        if array.shape != (size,):
+            raise InvalidInputError(
+                f"RoadNetwork.{name}: expected shape {(size,)}, got {array.shape}"
+            )
+        array.setflags(write=False)
+        object.__setattr__(self, name, array)
+        return array
+
+    def __repr__(self) -> str:
+        return (
+            f"RoadNetwork({self.name!r}: {len(self.nodes)} nodes, {len(self.link_id)} links, "
+            f"{len(self.trips)} OD pairs, {self.trips.sum():g} trips)"
+        )
+
+    @property
+    def fixed_cost(self) -> Floats:
+        """Link costs without congestion, (m,): free-flow time, toll and distance, and constant delays."""
+        return (
+            self.free_flow_time * np.where(self.power == 0, 1.0 + self.b, 1.0)
+            + self.toll_factor * self.toll
+            + self.distance_factor * self.length
+        )
+
+    @property
+    def congestion_cost(self) -> Floats:
+        """Factor of ``(x / capacity)^power`` in the link costs, (m,); zero where power is zero."""
+        return np.where(self.power == 0, 0.0, self.free_flow_time * self.b)
+
+    @cached_property
+    def paths(self) -> PathNetwork:
+        """The network for shortest paths: links leave a node without through traffic from a copy of it.
+
+        Nodes are those of the network, then the copies. Link numbers stay the same.
+        """
+        n = len(self.nodes)
+        copied = np.flatnonzero(~self.through)
+        start = np.arange(n)
+        start[copied] = n + np.arange(len(copied))
+        return PathNetwork(
+            n + len(copied),
+            start[self.tail],
+            self.head,
+            self.fixed_cost,
+            start[self.origin],
+            self.destination,
+            self.trips,
+        )
+
+    def to_transit(
+        self,
+        *,
+        mean_time: float = 2.5,
+        detour: float = 1.1,
+        cost_of_time: float = 1.1,
+        fare: float = 3.0,
+        name: str | None = None,
+    ) -> Network:
+        """Turn it into a transit network with synthetic costs and revenues, for studies of size.
+
+        Times are the link costs without congestion, scaled so that the mean trip's shortest path takes
+        ``mean_time``. A unit of capacity costs ``cost_of_time`` times the link's time. The alternative takes
+        ``detour`` times the shortest path, and every trip pays the same ``fare``. The defaults are near Seville's
+        (mean time 2.6, cost of time 1.095, mean alternative 0.92 of the shortest path, mean revenue 2.9). No random
+        numbers are drawn. Link times below a hundredth of the median are raised to that, so that nothing is free.
+        Nodes without through traffic are split: trips start at the node and arrive at "NODE arrivals".
+
+        Parameters
+        ----------
+        mean_time, detour, cost_of_time, fare : float, > 0
+        name : str, optional
+            Default this network's.
+
+        Returns
+        -------
+        Network
+            Pairs without trips or without a route are left out.
+
+        Raises
+        ------
+        InvalidInputError
+            If a parameter is not positive, or no pair has both trips and a route.
+        """
+        parameters = {
+            "mean_time": mean_time,
+            "detour": detour,
+            "cost_of_time": cost_of_time,
+            "fare": fare,
+        }
+        for key, value in parameters.items():
+            if not 0 < value < np.inf:
+                raise InvalidInputError(f"{key} must be positive and finite, got {value}")
+        time = self.fixed_cost
+        if not np.any(time > 0):
+            raise InvalidInputError(f"{self.name}: every link takes no time; nothing to scale")
+        time = np.maximum(time, 0.01 * np.median(time[time > 0]))
+        shortest = self.paths.distances(time)
+        served = np.flatnonzero((self.trips > 0) & np.isfinite(shortest))
+        if len(served) == 0:
+            raise InvalidInputError(f"{self.name}: no OD pair has both trips and a route")
+        scale = mean_time / np.average(shortest[served], weights=self.trips[served])
+        arrivals: list[Label] = [
+            node if through else f"{node} arrivals"
+            for node, through in zip(self.nodes, self.through, strict=True)
+        ]
+        places: dict[str, list[Any]] = {
+            "node": [
+                *self.nodes,
+                *(a for a, t in zip(arrivals, self.through, strict=True) if not t),
+            ]
+        }
+        if self.positions is not None:
+            doubled = np.concatenate([self.positions, self.positions[~self.through]])
+            columns = ("longitude", "latitude") if self.geographic else ("x", "y")
+            places.update({column: list(doubled[:, i]) for i, column in enumerate(columns)})
+        return from_tables(
+            {
+                "link_id": list(self.link_id),
+                "from_node": [self.nodes[i] for i in self.tail],
+                "to_node": [arrivals[i] for i in self.head],
+                "travel_time": scale * time,
+                "capacity_cost": cost_of_time * scale * time,
+            },
+            {
+                "origin": [self.nodes[i] for i in self.origin[served]],
+                "destination": [arrivals[i] for i in self.destination[served]],
+                "trips": self.trips[served],
+                "alternative_time": detour * scale * shortest[served],
+                "revenue": np.full(len(served), fare),
+            },
+            places,
+            name or self.name,
+        )
+
+
+def load_roads(
+    directory: str | PathLike[str],
+    *,
+    first_through_node: int = 1,
+    toll_factor: float = 0.0,
+    distance_factor: float = 0.0,
+) -> RoadNetwork:
+    """Load a road network from a directory with links.csv, demand.csv and, optionally, nodes.csv.
+
+    Parameters
+    ----------
+    directory : str or path
+        Tables as in :mod:`blocc.applications.transport.roads`.
+    first_through_node : int
+        Nodes with a smaller number carry no through traffic (TNTP's rule).
+    toll_factor, distance_factor : float
+        Time that a unit of toll and of length is worth.
+
+    Returns
+    -------
+    RoadNetwork
+
+    Raises
+    ------
+    InvalidInputError
+        If a file is missing or wrong: the message names file, line, column and remedy.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise InvalidInputError(
+            f"{directory}: is not a directory; give one with links.csv and demand.csv"
+        )
+    return build(
+        _renamed(_read(directory, "links.csv", ())),
+        _read(directory, "demand.csv", DEMAND_COLUMNS),
+        _read(directory, "nodes.csv", ("node",), optional=True),
+        directory.resolve().name,
+        first_through_node=first_through_node,
+        toll_factor=toll_factor,
+        distance_factor=distance_factor,
+    )
+
+
+def roads_from_tables(
+    links: Any,
+    demand: Any,
+    nodes: Any = None,
+    name: str = "network",
+    *,
+    first_through_node: int = 1,
+    toll_factor: float = 0.0,
+    distance_factor: float = 0.0,
+) -> RoadNetwork:
+    """Build a road network from tables.
+
+    Parameters
+    ----------
+    links, demand, nodes : DataFrame or mapping of column name to sequence
+        Columns as in :mod:`blocc.applications.transport.roads`; ``nodes`` may be left out.
+    name : str
+    first_through_node, toll_factor, distance_factor
+        As in :func:`load_roads`.
+
+    Returns
+    -------
+    RoadNetwork
+
+    Raises
+    ------
+    InvalidInputError
+        If a table is wrong: the message names table, row (from 1), column and remedy.
+    """
+    return build(
+        _renamed(_table_of(links, "links", ())),
+        _table_of(demand, "demand", DEMAND_COLUMNS),
+        None if nodes is None else _table_of(nodes, "nodes", ("node",)),
+        name,
+        first_through_node=first_through_node,
+        toll_factor=toll_factor,
+        distance_factor=distance_factor,
+    )
+
+
+def _renamed(table: _Table | None) -> _Table:
+    assert table is not None
+    columns: Mapping[str, Any] = {
+        _OLD_NAMES.get(column, column): cells for column, cells in table.columns.items()
+    }
+    for column in LINK_COLUMNS:
+        if column not in columns:
+            raise InvalidInputError(
+                f"{table.source}: column {column!r} is missing; "
+                f"the table needs the columns {', '.join(LINK_COLUMNS)}"
+            )
+    return replace(table, columns=columns)
+
+
+def build(
+    links: _Table,
+    demand: _Table | None,
+    nodes: _Table | None,
+    name: str,
+    *,
+    first_through_node: int,
+    toll_factor: float,
+    distance_factor: float,
+    volume: Floats | None = None,
+) -> RoadNetwork:
+    """Check raw tables and build the network; errors name the table's file and line."""
+    assert demand is not None
+    ends = {
+        column: table.labels(column)
+        for table, columns in (
+            (links, ("from_node", "to_node")),
+            (demand, ("origin", "destination")),
+        )
+        for column in columns
+    }
+    if nodes is None:
+        texts = list(dict.fromkeys(text for part in ends.values() for text in part))
+    else:
+        texts = nodes.labels("node")
+        _refuse_repeats(nodes, "node", texts, lambda text: f"node {text!r}")
+    index = {text: i for i, text in enumerate(texts)}
+
+    def indices(table: _Table, column: str) -> Integers:
+        for row, text in enumerate(ends[column]):
+            if text not in index:
+                assert nodes is not None
+                raise table.error(
+                    row,
+                    column,
+                    f"node {text!r} is not in {nodes.source}; add it there or correct the label",
+                )
+        return np.array([index[text] for text in ends[column]], dtype=np.int64)
+
+    tail, head = indices(links, "from_node"), indices(links, "to_node")
+    origin, destination = indices(demand, "origin"), indices(demand, "destination")
+    for row in np.flatnonzero(tail == head).tolist():
+        raise links.error(
+            row,
+            "to_node",
+            f"the link leads from {ends['from_node'][row]!r} to itself; remove it or correct a node",
+        )
+    link_ids = links.labels("link_id")
+    _refuse_repeats(links, "link_id", link_ids, lambda text: f"link_id {text!r}")
+    _refuse_repeats(
+        demand,
+        "destination",
+        list(zip(ends["origin"], ends["destination"], strict=True)),
+        lambda pair: f"the OD pair {pair[0]!r} -> {pair[1]!r}",
+    )
+    power = links.numbers("power", 0)
+    for row in np.flatnonzero((power > 0) & (power < 1)).tolist():
+        raise links.error(row, "power", f"{power[row]:g} is neither 0 nor at least 1")
+    capacity = links.numbers("capacity", 0)
+    for row in np.flatnonzero(capacity == 0).tolist():
+        raise links.error(row, "capacity", "the capacity is 0; write a number above 0")
+    labels = _typed(texts)
+    through = np.array(
+        [not (isinstance(label, int) and label < first_through_node) for label in labels]
+    )
+    positions, geographic = None, False
+    if nodes is not None:
+        if "through" in nodes.columns:
+            through &= nodes.numbers("through", 0, 1) > 0
+        geographic = {"longitude", "latitude"} <= nodes.columns.keys()
+        axes = ("longitude", "latitude") if geographic else ("x", "y")
+        if all(
+            axis in nodes.columns
+            and any(str(c).strip() not in ("", "nan") for c in nodes.columns[axis])
+            for axis in axes
+        ):
+            positions = np.column_stack([nodes.numbers(axis) for axis in axes])
+    between = origin != destination  # trips within a zone use no link
+    zeros = np.zeros(len(tail))
+    return RoadNetwork(
+        name=name,
+        nodes=labels,
+        through=through,
+        positions=positions,
+        geographic=geographic,
+        link_id=_typed(link_ids),
+        tail=tail,
+        head=head,
+        capacity=capacity,
+        free_flow_time=links.numbers("free_flow_time", 0),
+        b=links.numbers("b", 0),
+        power=power,
+        length=links.numbers("length", 0) if "length" in links.columns else zeros,
+        toll=links.numbers("toll", 0) if "toll" in links.columns else zeros,
+        origin=origin[between],
+        destination=destination[between],
+        trips=demand.numbers("trips", 0)[between],
+        toll_factor=toll_factor,
+        distance_factor=distance_factor,
+        expansion_cost=_sparse(links, "expansion_cost"),
+        expansion_limit=_sparse(links, "expansion_limit"),
+        volume=volume,
+    )
+
+
+def _sparse(table: _Table, column: str) -> Floats | None:
+    """A column of numbers >= 0 with empty cells, NaN there; None where the table has no such column."""
+    if column not in table.columns:
+        return None
+    values = np.full(len(table.lines), np.nan)
+    given = [
+        row
+        for row, cell in enumerate(table.columns[column])
+        if cell is not None and str(cell).strip().lower() not in ("", "nan")
+    ]
+    values[given] = replace(
+        table,
+        lines=[table.lines[row] for row in given],
+        columns={column: [table.columns[column][row] for row in given]},
+    ).numbers(column, 0)
+    return values

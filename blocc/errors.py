@@ -16,6 +16,10 @@ class InvalidInputError(BloccError, ValueError):
     """The input is wrong: a shape, a value, a file, a name. The message says which and what to do."""
 
 
+class NotWrittenError(InvalidInputError, OSError):
+    """A file cannot be written: read-only directory, full disk. What was there before is still there, whole."""
+
+
 class UnsupportedModelError(BloccError):
     """The model is outside what blocc can solve; the message names the offending part."""
 

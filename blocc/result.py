@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import secrets
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -18,6 +17,7 @@ import numpy as np
 from blocc.arrays import to_numpy
 from blocc.certificate import Certificate
 from blocc.errors import CorruptFileError, InvalidInputError, require
+from blocc.files import replacing
 
 Array = Any
 FORMAT = "blocc-result-1"
@@ -198,8 +198,8 @@ class Result(Mapping[str, Any]):
 
         Raises
         ------
-        OSError
-            If the path cannot be written; an existing file is left as it was.
+        NotWrittenError
+            An :class:`OSError` too: if the path cannot be written; an existing file is left as it was.
         """
         arrays: dict[str, Any] = {}
         meta: dict[str, Any] = {
@@ -263,20 +263,11 @@ def write_archive(
     path: str | os.PathLike[str], arrays: Mapping[str, Any], meta: Mapping[str, Any]
 ) -> Path:
     """Write arrays and a JSON text to one .npz file, atomically: a reader sees the old file or the whole new one."""
-    target = Path(path)
     text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
     members = {"meta": text, **arrays}
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(temporary, "xb") as stream:  # permissions by the umask, as for any new file
-            np.savez(stream, **members, digest=_digest(members))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return target
+    with replacing(path) as stream:
+        np.savez(stream, **members, digest=_digest(members))
+    return Path(path)
 
 
 def _digest(members: Mapping[str, Any]) -> np.ndarray[Any, Any]:

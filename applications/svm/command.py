@@ -15,6 +15,7 @@ import numpy as np
 
 from blocc import __version__
 from blocc.errors import InvalidInputError, require
+from blocc.files import write_atomically
 
 
 def tune(
@@ -134,7 +135,7 @@ def tune(
         },
         "files": [*files, "summary.json"],
     }
-    (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_atomically(directory / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
     return summary
 
 
@@ -210,7 +211,7 @@ def reproduce(out: str | os.PathLike[str], *, splits: int = 10) -> dict[str, Any
         "versions": {"blocc": __version__, "numpy": np.__version__},
         "files": [*files, "summary.json"],
     }
-    (directory / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    write_atomically(directory / "summary.json", json.dumps(summary, indent=2).encode() + b"\n")
     return summary
 
 

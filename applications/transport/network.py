@@ -31,6 +31,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
 from blocc.errors import InvalidInputError, require
+from blocc.files import write_atomically
 
 Label: TypeAlias = int | str
 Floats: TypeAlias = NDArray[np.float64]
@@ -271,8 +272,6 @@ class Network:
         InvalidInputError
             If the directory cannot be written.
         """
-        from blocc.applications.transport.output import write_atomically
-
         for name, table in self._columns().items():
             text = io.StringIO(newline="")
             writer = csv.writer(text, lineterminator="\n")

@@ -7,8 +7,6 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -19,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from blocc.applications.transport.network import Network
 from blocc.errors import InvalidInputError, MissingDependencyError, require
+from blocc.files import write_atomically
 
 Floats = NDArray[np.float64]
 
@@ -150,48 +149,6 @@ def write_outputs(
     with contextlib.suppress(MissingDependencyError):
         written["map.png"] = plot_map(network, capacity, flow, directory / "map.png", profit=profit)
     return written
-
-
-def write_atomically(path: str | PathLike[str], data: bytes) -> Path:
-    """Write a file in one step: whole or not at all.
-
-    Parameters
-    ----------
-    path : path
-        Missing parent directories are created.
-    data : bytes
-
-    Returns
-    -------
-    Path
-
-    Raises
-    ------
-    InvalidInputError
-        If it cannot be written: the message names the path and the cause.
-    """
-    path = Path(path)
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        mask = os.umask(0)  # mkstemp makes files private; give the usual permissions
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InvalidInputError(
-            f"{path}: cannot be written ({error.strerror or error}); "
-            "choose another directory, or make room and check its permissions"
-        ) from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-    return path
 
 
 def _csv(columns: Mapping[str, list[Any]]) -> bytes:

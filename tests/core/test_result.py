@@ -457,7 +457,7 @@ def test_an_interrupt_half_way_leaves_the_old_file(old, monkeypatch):
 def test_a_read_only_folder_leaves_the_old_file(old):
     old[0].parent.chmod(0o555)
     try:
-        with pytest.raises(PermissionError):
+        with pytest.raises(OSError, match="Permission denied"):
             example(message="new").save(old[0])
         assert_untouched(old)
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import errno
 import json
 import os
 
@@ -175,32 +174,6 @@ def test_no_matplotlib_leaves_out_the_map(tmp_path, network, answer, monkeypatch
     monkeypatch.setattr("importlib.import_module", missing)
     written = output.write_outputs(tmp_path, network, summary={}, **answer)
     assert set(written) == {"design.csv", "shares.csv", "summary.json"}
-
-
-def test_replacing_is_atomic(tmp_path, monkeypatch):
-    """A disk that fills up half way leaves the old file and no litter."""
-    path = tmp_path / "design.csv"
-    output.write_atomically(path, b"old")
-    assert path.read_bytes() == b"old"
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InvalidInputError, match=r"design\.csv.*No space left") as raised:
-        output.write_atomically(path, b"new")
-    assert str(tmp_path) in str(raised.value)
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_permissions_follow_the_umask(tmp_path):
-    mask = os.umask(0o022)
-    try:
-        path = output.write_atomically(tmp_path / "a", b"")
-    finally:
-        os.umask(mask)
-    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_unwritable_places(tmp_path, network, answer):

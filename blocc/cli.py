@@ -1,4 +1,4 @@
-"""The command line: ``blocc info``, ``blocc transport design``, ``blocc svm tune``, ``blocc reproduce svm``.
+"""The command line: ``blocc info``, ``blocc transport design``, ``blocc svm tune``, ``blocc reproduce``.
 
 Exit codes: 0 done; 1 no certified answer (what was found is written all the same); 2 wrong input, in one clear line.
 """
@@ -69,6 +69,10 @@ reproduce_app = typer.Typer(
     help="The published studies again, with every method's true values.", no_args_is_help=True
 )
 app.add_typer(reproduce_app, name="reproduce")
+
+Quick = Annotated[
+    bool, typer.Option("--quick", help="The smallest size of each: shows that it runs, no more.")
+]
 
 PACKAGES = (
     "numpy",
@@ -153,6 +157,38 @@ def reproduce_svm(
     with Bar("the SVM study", quiet=as_json):
         summary = command.reproduce(out, splits=splits)
     report(summary, "the SVM study", as_json)
+
+
+@reproduce_app.command("toy")
+def reproduce_toy(out: Out, quick: Quick = False, as_json: Json = False) -> None:
+    """The paper's toy problems from many starts, and the convergence figures."""
+    _reproduce("toy", out, quick, as_json)
+
+
+@reproduce_app.command("transport")
+def reproduce_transport(out: Out, quick: Quick = False, as_json: Json = False) -> None:
+    """Transit designs beside the published method, large networks, user equilibria."""
+    _reproduce("transport", out, quick, as_json)
+
+
+@reproduce_app.command("all")
+def reproduce_all(out: Out, quick: Quick = False, as_json: Json = False) -> None:
+    """Every table and figure that the README and the docs cite; takes hours."""
+    _reproduce("all", out, quick, as_json)
+
+
+def _reproduce(group: str, out: Path, quick: bool, as_json: bool) -> None:
+    from blocc.reproduce import reproduce
+
+    manifest = reproduce(group, out, quick=quick, progress=lambda line: typer.echo(line, err=True))
+    if as_json:
+        print(json.dumps(manifest))
+    else:
+        rows = {k: f"{v['state']} {v['reason']}" for k, v in manifest["studies"].items()}
+        show_table({**rows, "written": out / "manifest.json"}, f"reproduce {group}")
+    if not manifest["success"]:
+        typer.echo("blocc: a study failed; the rest is written", err=True)
+        raise typer.Exit(1)
 
 
 def main() -> None:

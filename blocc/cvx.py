@@ -23,7 +23,7 @@ from cvxpy.atoms.affine.wraps import nonneg_wrap, psd_wrap, symmetric_wrap
 from blocc.certificate import Certificate
 from blocc.conic import ConicAnswer, ConicProgram
 from blocc.cvx_check import Check, check_problem
-from blocc.cvx_functions import Functions, Layout, curved
+from blocc.cvx_functions import Functions, Layout
 from blocc.cvx_global import branch_and_bound
 from blocc.errors import (
     InvalidInputError,
@@ -41,6 +41,7 @@ from blocc.result import Result, Status
 from blocc.sets import Box, ConvexSet
 
 Vector = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float64]
 Constraints = Sequence[Any] | Mapping[str, Any] | None
 UpperCallable = Callable[[Any, Any], float]
 
@@ -590,10 +591,6 @@ class BilevelProblem:
         first = [self.expression] if self.expression is not None else [cp.Constant(0.0)]
         self._expressions = [*first, lower_objective, *inequalities, *equalities]
         self._functions = Functions(self._expressions, self.layout)
-        #: Entries of the flat (x, y) whose second derivatives need not vanish.
-        self.curved = curved(self._expressions, self.layout)
-        if self.callable is not None:
-            self.curved[:] = True
         lower, upper = zip(*(_bounds_of(v) for v in self.layout.variables), strict=True)
         self.bounds = (self.layout.pack(lower), self.layout.pack(upper))
         self.x_set: ConvexSet = self._upper_set()
@@ -776,6 +773,21 @@ class BilevelProblem:
             equality=value[2 + m :],
             equality_jacobian=jacobian[2 + m :],
         )
+
+    def hessian(
+        self, x: Vector, y: Vector, gamma: float, dual: Vector, equal: Vector
+    ) -> Matrix:
+        """Hessian of ``f + gamma g`` plus the weighted constraints at (x, y), for the joint method."""
+        v = np.concatenate([x, y])
+        total = self._functions.hessian(v, np.concatenate([[1.0, gamma], dual, equal]))
+        if self.callable is not None:
+            base, own = self._difference(v), np.zeros_like(total)
+            for k in range(len(v)):
+                shifted = v.copy()
+                shifted[k] += 1e-4 * max(1.0, abs(v[k]))
+                own[:, k] = (self._difference(shifted) - base) / (shifted[k] - v[k])
+            total += 0.5 * (own + own.T)
+        return total
 
     def _difference(self, v: Vector) -> Vector:
         """Gradient of a callable by central differences (error about 1e-10 of its scale)."""

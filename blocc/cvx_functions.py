@@ -24,10 +24,14 @@ from cvxpy.lin_ops.lin_op import CONSTANT_ID
 from blocc.errors import UnsupportedModelError
 
 Vector = npt.NDArray[np.float64]
+Matrix = npt.NDArray[np.float64]
 #: Up to this many entries a Jacobian is kept dense.
 _DENSE_ENTRIES = 250_000
 #: Up to this many entries of Hessians a function is tried as a quadratic.
 _HESSIAN_ENTRIES = 1_000_000
+
+#: Relative step of the differences that curvature comes from.
+_STEP = 1e-5
 
 _ELEMENTWISE: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     cp.exp: (np.exp, np.exp),
@@ -396,6 +400,7 @@ class Functions:
         dense = np.zeros((self.size, self.width) if small else (0, 0))
         self._hessians: list[tuple[int, Any]] = []
         self._general: list[tuple[slice, _Node]] = []
+        self._bent: dict[int, npt.NDArray[np.bool_]] = {}  # which entries a general node is not affine in
         blocks: list[Any] = []
         start = 0
         for node, expression in zip(nodes, expressions, strict=True):
@@ -423,6 +428,7 @@ class Functions:
                 self._hessians += [(rows.start + k, h) for k, h in enumerate(hessians)]
             else:
                 self._general.append((rows, node))
+                self._bent[rows.start] = curved([expression], layout)
                 if not small:
                     blocks.append(sparse.csr_array((expression.size, self.width)))
         self._matrix: Any = dense if small else sparse.csr_array(sparse.vstack(blocks))
@@ -461,6 +467,29 @@ class Functions:
         if sparse.issparse(jacobian) and jacobian.format == "lil":
             jacobian = jacobian.tocsr()
         return value, jacobian
+
+    def hessian(self, v: Vector, weights: Vector) -> Matrix:
+        """Hessian of the weighted sum of all entries, by differences of gradients where it is not quadratic."""
+        total = np.zeros((self.width, self.width))
+        if len(self._hessian_rows):
+            total += np.tensordot(weights[self._hessian_rows], self._hessian_stack, axes=1)
+        for rows, node in self._general:
+            if not np.any(weights[rows]):
+                continue
+            columns = np.flatnonzero(self._bent[rows.start])
+            with np.errstate(all="ignore"):
+                base = node.value_jacobian(v)[1].T @ weights[rows]
+                for k in columns:
+                    shifted = v.copy()
+                    step = _STEP * max(1.0, abs(v[k]))
+                    shifted[k] += step
+                    slope = node.value_jacobian(shifted)[1].T @ weights[rows]
+                    if not np.all(np.isfinite(slope)):
+                        step = -step
+                        shifted[k] = v[k] + step
+                        slope = node.value_jacobian(shifted)[1].T @ weights[rows]
+                    total[:, k] += (slope - base) / step
+        return 0.5 * (total + total.T)
 
 
 def _as_quadratic(node: _Node, rows: int, width: int) -> tuple[Vector, Any, Any] | None:

@@ -49,6 +49,7 @@ MAX_VARIABLES = 200
 
 _ITERATIONS = 40  # of a stage
 _ACCEPT = 1e-3  # least ratio of actual to predicted decrease
+_GOOD = 0.5  # ratio below which y is moved on at the new x
 _DIFFERENCE = 1e-5  # relative step of the curvature differences
 _MEMORY = 30  # linearisations of v kept
 _CUTS = 8  # at most so many used in a step
@@ -95,6 +96,12 @@ class HasDerivatives(Protocol):
 
     def derivatives(self, x: Vector, y: Vector) -> Derivatives:
         """First derivatives of f, g and all constraints at (x, y)."""
+        ...
+
+    def hessian(
+        self, x: Vector, y: Vector, gamma: float, dual: Vector, equal: Vector
+    ) -> Vector:
+        """Hessian of ``f + gamma g`` plus the constraints weighted by multipliers."""
         ...
 
     def lower(self, x: Vector, *, tol: float, warm: Any = None) -> Saddle:
@@ -171,6 +178,9 @@ class _Merit:
         self.model, self.nx, self.bounds = model, nx, bounds
         self.gamma = 0.0
         self.memory: list[tuple[float, Vector, Vector]] = []  # of v: value, gradient, x
+        self._known: tuple[Vector, Saddle] | None = None  # the last lower level solved
+        self.bend = np.zeros((nx, nx))  # Hessian of v, taken last at
+        self._bent: Vector | None = None
 
     def at(self, v: Vector) -> _Iterate | None:
         """Evaluate at v, or return None where something is undefined there."""
@@ -178,13 +188,15 @@ class _Merit:
         data = self.model.derivatives(x, v[self.nx :])
         slope, value = np.zeros(len(v)), 0.0
         if self.gamma > 0:
-            try:
-                saddle = self.model.lower(x, tol=_LOWER_TOL)
-            except LowerLevelError:
-                return None
+            if self._known is None or not np.array_equal(x, self._known[0]):
+                try:
+                    self._known = x, self.model.lower(x, tol=_LOWER_TOL)
+                except LowerLevelError:
+                    return None
+                self._remember(self._known[1], x)
+            saddle = self._known[1]
             value = saddle.value
             slope[: self.nx] = saddle.grad_x
-            self._remember(saddle, x)
         phi, gradient = self._objective(v, data, value, slope)
         violation = float(np.maximum(data.inequality, 0.0).sum() + np.abs(data.equality).sum())
         if not (np.isfinite(phi + violation) and np.all(np.isfinite(gradient))):
@@ -198,40 +210,23 @@ class _Merit:
         return float(phi), data.upper_gradient + self.gamma * (data.lower_gradient - slope)
 
     def curvature(self, here: _Iterate, dual: Vector, equal: Vector) -> Vector:
-        """Hessian of the Lagrangian, by differences of its gradient."""
-        n = len(here.v)
-        hessian = np.zeros((n, n))
+        """Hessian of the Lagrangian."""
+        n = self.nx
+        hessian = self.model.hessian(here.v[:n], here.v[n:], self.gamma, dual, equal)
+        if self.gamma > 0:
+            x = here.v[:n]
+            if self._bent is None or not np.array_equal(x, self._bent):
+                columns = np.array([self._value_curvature(here, k) for k in range(n)])
+                self._bent, self.bend = x, 0.5 * (columns + columns.T)
+            hessian[:n, :n] -= self.gamma * self.bend
+        return np.where(np.isfinite(hessian), hessian, 0.0)
 
-        def lagrangian(data: Derivatives) -> Vector:
-            return np.asarray(
-                data.upper_gradient
-                + self.gamma * data.lower_gradient
-                + data.inequality_jacobian.T @ dual
-                + data.equality_jacobian.T @ equal
-            )
-
-        base = lagrangian(here.data)
-        upper = self.bounds[1]
-        curved = getattr(self.model, "curved", None)
-        for k in range(n):
-            if curved is not None and k >= self.nx and not curved[k]:
-                continue  # enters affinely everywhere, and v does not depend on it
-            step = _DIFFERENCE * max(1.0, abs(here.v[k]))
-            if here.v[k] + step > upper[k]:
-                step = -step
-            shifted = here.v.copy()
-            shifted[k] += step
-            data = self.model.derivatives(shifted[: self.nx], shifted[self.nx :])
-            column = (lagrangian(data) - base) / step
-            if k < self.nx and self.gamma > 0:
-                column[: self.nx] -= self.gamma * self._value_curvature(here, k, step)
-            if np.all(np.isfinite(column)):
-                hessian[:, k] = column
-        return 0.5 * (hessian + hessian.T)
-
-    def _value_curvature(self, here: _Iterate, k: int, step: float) -> Vector:
+    def _value_curvature(self, here: _Iterate, k: int) -> Vector:
         """Column k of the Hessian of v on the smooth piece around here."""
         base = here.slope[: self.nx]
+        step = _DIFFERENCE * max(1.0, abs(here.v[k]))
+        if here.v[k] + step > self.bounds[1][k]:
+            step = -step
         for signed in (step, -step):  # behind, where no answer or a kink lies ahead
             x = here.v[: self.nx].copy()
             x[k] += signed
@@ -267,6 +262,9 @@ class _Merit:
             level = here.value - value - float(gradient @ (x - at))
             if level > 1e-11 * (1.0 + abs(here.value)):
                 continue
+            turn = gradient - here.slope[: self.nx]
+            if np.abs(turn - self.bend @ (at - x)).max() <= 0.1 * np.abs(turn).max():
+                continue  # the same smooth piece: the step's curvature counts it
             slope = np.zeros(len(here.v))
             slope[: self.nx] = gradient
             size = 1e-7 * (1.0 + np.abs(slope).max())
@@ -338,14 +336,17 @@ class _TrustRegion:
     def __init__(self, merit: _Merit, radius: float, weight: float) -> None:
         self.merit, self.radius, self.weight = merit, radius, weight
         self.converged = False
+        self.last: _Step | None = None
 
-    def run(self, v: Vector, iterations: int = _ITERATIONS) -> _Iterate | None:
-        """Iterate from v; None where v cannot be evaluated."""
+    def run(
+        self, v: Vector, iterations: int = _ITERATIONS, guess: _Step | None = None
+    ) -> _Iterate | None:
+        """Iterate from v, with a guess of the multipliers; None where v cannot be evaluated."""
         merit = self.merit
         here = merit.at(v)
         if here is None:
             return None
-        last = _Step(
+        last = guess or _Step(
             np.zeros(len(v)),
             np.zeros(len(here.data.inequality)),
             np.zeros(len(here.data.equality)),
@@ -381,6 +382,7 @@ class _TrustRegion:
             if trial is None:
                 trust = 1.0
                 self.radius = 0.25 * length
+                last, hessian = step, None
                 continue
             here, last, hessian = trial, accepted, None
             # about twice the predicted decrease: there is no such curvature along this way
@@ -389,6 +391,7 @@ class _TrustRegion:
                 self.radius = min(2.5 * self.radius, 1e6)
             elif ratio < 0.1:
                 self.radius = 0.5 * length
+        self.last = last
         return here
 
     def _try(
@@ -398,9 +401,9 @@ class _TrustRegion:
         merit = self.merit
         trial = merit.at(np.clip(here.v + step.d, *merit.bounds))
         ratio = self._ratio(here, trial, step)
-        if trial is None or ratio >= _ACCEPT:
+        if trial is None or ratio >= _GOOD:
             return trial, step, ratio
-        if trial.violation > 1e-14:
+        if ratio < _ACCEPT and trial.violation > 1e-14:
             # curved constraints can reject good steps (Maratos): use their values at the trial
             jacobians = here.data.inequality_jacobian, here.data.equality_jacobian
             data = replace(
@@ -414,7 +417,41 @@ class _TrustRegion:
                 ratio = self._ratio(here, second, step)
                 if ratio >= _ACCEPT:
                     return second, corrected, ratio
-        return None, step, ratio
+        # the valley around y(x) is curved: back to its floor, x held
+        centred = self._centred(trial, step)
+        found = self._ratio(here, centred, step)
+        if centred is not None and found > max(ratio, _ACCEPT):
+            return centred, step, found
+        return (trial if ratio >= _ACCEPT else None), step, ratio
+
+    def _centred(self, here: _Iterate, step: _Step) -> _Iterate | None:
+        """Point after one Newton step in y alone; no lower level is solved for it."""
+        merit, nx, data = self.merit, self.merit.nx, here.data
+        if merit.gamma <= 0:
+            return None
+        hessian = merit.model.hessian(
+            here.v[:nx], here.v[nx:], merit.gamma, step.dual, step.equal
+        )[nx:, nx:]
+        values, vectors = np.linalg.eigh(np.where(np.isfinite(hessian), hessian, 0.0))
+        floor = 1e-9 * max(float(np.abs(values).max(initial=0.0)), 1e-3)
+        hessian = (vectors * np.maximum(values, floor)) @ vectors.T
+        jacobian = _dense(data.inequality_jacobian)[:, nx:]
+        equality = _dense(data.equality_jacobian)[:, nx:]
+        low, high = (bound[nx:] - here.v[nx:] for bound in merit.bounds)
+        rows = np.vstack([np.eye(len(low)), jacobian, equality])
+        scale = 1.0 / max(float(np.abs(here.gradient[nx:]).max(initial=0.0)), 1e-300)
+        answer = solve_dense_qp(
+            scale * hessian,
+            scale * here.gradient[nx:],
+            rows,
+            np.concatenate([high, -data.inequality, -data.equality]),
+            lower=np.concatenate([low, np.full(len(jacobian), -np.inf), -data.equality]),
+        )
+        if answer is None:
+            return None
+        v = here.v.copy()
+        v[nx:] += answer.z
+        return merit.at(np.clip(v, *merit.bounds))
 
     def _ratio(self, here: _Iterate, trial: _Iterate | None, step: _Step) -> float:
         if trial is None:
@@ -425,8 +462,8 @@ class _TrustRegion:
     def _model(self, here: _Iterate, last: _Step) -> Vector:
         """Convex model of the curvature.
 
-        Along strongly active rows a step cannot leave, so curvature added across them changes
-        nothing; it makes ``g - v`` convex wherever it is so on those rows alone.
+        A step does not leave strongly active rows, so only the curvature along them counts:
+        ``g - v`` may be convex there and nowhere else.
         """
         hessian = self.merit.curvature(here, last.dual, last.equal)
         strong = 1e-6 * (1.0 + np.abs(here.gradient).max())
@@ -440,9 +477,17 @@ class _TrustRegion:
         lengths = np.linalg.norm(normals, axis=1)
         unit = normals[lengths > 0] / lengths[lengths > 0, None]
         scale = float(np.abs(hessian).max(initial=0.0))
-        values, vectors = np.linalg.eigh(hessian + 10.0 * scale * unit.T @ unit)
         floor = 1e-9 * max(scale, 1e-3)
-        return np.asarray((vectors * np.maximum(values, floor)) @ vectors.T)
+        across = np.eye(len(here.v))[:, :0]
+        along = np.eye(len(here.v))
+        if len(unit):
+            _, sizes, basis = np.linalg.svd(unit)
+            rank = int(np.sum(sizes > 1e-8))
+            across, along = basis[:rank].T, basis[rank:].T
+        values, vectors = np.linalg.eigh(along.T @ hessian @ along)
+        vectors = along @ vectors
+        convex = (vectors * np.maximum(values, floor)) @ vectors.T
+        return np.asarray(convex + max(scale, floor) * across @ across.T)
 
     def _step(
         self, here: _Iterate, hessian: Vector, cuts: Sequence[tuple[float, Vector]]
@@ -663,7 +708,7 @@ class Joint:
                 direction = np.zeros(len(origin))
                 direction[k] = sign
                 region = _TrustRegion(
-                    _Direction(self.merit, direction), 1.0 + float(np.abs(origin).max()), 10.0
+                    _Direction(self.merit, direction), 10.0 * (1.0 + float(np.abs(origin).max())), 10.0
                 )
                 reached = region.run(origin, 25)
                 if reached is not None:
@@ -696,10 +741,16 @@ class Joint:
     def climb(self, v: Vector, stages: Sequence[float]) -> None:
         """Follow ``f + gamma (g - v)`` through the stages of gamma and judge the end."""
         radius = 1.0 + 0.1 * float(np.abs(v).max())
+        guess: _Step | None = None
+        before = 0.0
         for gamma in stages:
             self.merit.gamma = gamma
             region = _TrustRegion(self.merit, radius, 10.0 * (1.0 + gamma))
-            reached = region.run(v)
+            if guess is not None:  # the lower level's multipliers grow with gamma
+                rise = gamma / before
+                guess = replace(guess, dual=rise * guess.dual, equal=rise * guess.equal)
+            reached = region.run(v, guess=guess)
+            guess, before = region.last, gamma
             if reached is None:
                 if gamma == stages[0]:
                     return

@@ -22,6 +22,13 @@ import numpy.typing as npt
 import scipy.sparse as sparse
 from scipy.sparse.linalg import splu
 
+from blocc.conic_dense import (
+    INFINITE,
+    Matrix,
+    Vector,
+    clarabel_settings,
+    solve_or_explain,
+)
 from blocc.errors import (
     LowerInfeasibleError,
     LowerNotSolvedError,
@@ -29,154 +36,14 @@ from blocc.errors import (
     UnsupportedModelError,
 )
 
-try:
-    import daqp
-except ImportError:  # optional: an exact active-set solver for small dense QPs
-    daqp = None
-
-Vector = npt.NDArray[np.float64]
-Matrix = npt.NDArray[np.float64]
-
 #: Largest number of rows times columns for which dense linear algebra is used.
 DENSE_LIMIT = 40_000
-_INFINITE = 1e30
 _LOOSE = 1e-6  # tolerance of an interior-point answer from which to go on by active sets
 _NEWTON_STEPS = (
     10  # active sets tried from the last one before the interior-point method takes over
 )
 _MISSES = 4  # times in a row that this may fail before it is given up
 _SHIFT = 1e-9  # of the KKT matrix, relative: dependent rows do no harm, and refinement takes it out again
-_SOLVED = 1
-_INFEASIBLE = -1
-_UNBOUNDED = -3
-
-
-@dataclass(frozen=True)
-class QuadraticAnswer:
-    """Answer of a dense quadratic program.
-
-    Attributes
-    ----------
-    z : ndarray
-        Primal answer.
-    dual : ndarray
-        Multipliers by row: positive at an active upper bound, negative at an active lower one.
-    iterations : int
-        Iterations of the solver.
-    """
-
-    z: Vector
-    dual: Vector
-    iterations: int
-
-
-def solve_dense_qp(
-    P: Matrix,
-    q: Vector,
-    A: Matrix,
-    upper: Vector,
-    equalities: int = 0,
-    *,
-    lower: Vector | None = None,
-    tol: float = 1e-11,
-) -> QuadraticAnswer | None:
-    """Solve ``min 1/2 z'Pz + q'z`` over ``lower <= Az <= upper``, to rounding where DAQP is there.
-
-    Parameters
-    ----------
-    P : ndarray of shape (n, n)
-        Positive semidefinite.
-    q : ndarray of shape (n,)
-    A : ndarray of shape (m, n)
-    upper : ndarray of shape (m,)
-    equalities : int
-        The first rows of A that hold with equality to ``upper``.
-    lower : ndarray of shape (m,), optional
-        Lower bounds on ``Az``; none by default.
-    tol : float
-        Primal and dual tolerance.
-
-    Returns
-    -------
-    QuadraticAnswer or None
-        None where there is no answer, or the solver did not reach it.
-    """
-    if lower is None:
-        lower = np.full(len(upper), -np.inf)
-        lower[:equalities] = upper[:equalities]
-    if daqp is None:
-        return _dense_interior_point(P, q, A, upper, lower, tol)
-    sense = np.zeros(len(upper), dtype=np.int32)
-    sense[upper == lower] = 5
-    top, bottom = np.minimum(upper, _INFINITE), np.maximum(lower, -_INFINITE)
-    z, _, flag, info = daqp.solve(
-        P, q, A, top, bottom, sense, primal_tol=tol, dual_tol=tol, eps_prox=-1.0, iter_limit=2000
-    )
-    if flag != _SOLVED:
-        return None
-    dual = np.asarray(info["lam"])
-    # DAQP can call a wrong answer solved (a Hessian of rounding size is enough): look at the KKT residual
-    product = A @ z
-    size = 1.0 + float(np.abs(z).max(initial=0.0))
-    outside = (
-        max(float(np.max(product - top)), float(np.max(bottom - product))) if len(top) else 0.0
-    )
-    slope = np.abs(P @ z + q + dual @ A).max(initial=0.0)
-    scale = 1.0 + np.abs(q).max(initial=0.0) + np.abs(dual).max(initial=0.0)
-    if not (outside <= 1e-7 * size and slope <= 1e-6 * scale * size):
-        return _dense_interior_point(P, q, A, upper, lower, tol)
-    return QuadraticAnswer(z, dual, int(info["iterations"]))
-
-
-def _dense_interior_point(
-    P: Matrix, q: Vector, A: Matrix, upper: Vector, lower: Vector, tol: float
-) -> QuadraticAnswer | None:
-    """Stand-in for the active-set solver: Clarabel, then the KKT system of its active rows."""
-    equal = np.flatnonzero(upper == lower)
-    above = np.flatnonzero((upper != lower) & (upper < _INFINITE))
-    below = np.flatnonzero((upper != lower) & (lower > -_INFINITE))
-    rows = np.vstack([A[equal], A[above], -A[below]])
-    right = np.concatenate([upper[equal], upper[above], -lower[below]])
-    cones = [clarabel.ZeroConeT(len(equal)), clarabel.NonnegativeConeT(len(above) + len(below))]
-    settings = _settings(tol)
-    solver = clarabel.DefaultSolver(
-        sparse.triu(sparse.csc_matrix(P), format="csc"),
-        q,
-        sparse.csc_matrix(rows),
-        right,
-        cones,
-        settings,
-    )
-    solution = solver.solve()
-    if str(solution.status) not in ("Solved", "AlmostSolved"):
-        return None
-    z, multipliers = np.asarray(solution.x), np.asarray(solution.z)
-    slack = np.asarray(solution.s)
-    active = (np.arange(len(right)) < len(equal)) | (multipliers > slack)
-    kkt_rows = rows[active]
-    k = len(kkt_rows)
-    kkt = np.block([[P, kkt_rows.T], [kkt_rows, np.zeros((k, k))]])
-    residual = np.concatenate([-q - P @ z, right[active] - kkt_rows @ z])
-    step = np.linalg.lstsq(kkt, residual, rcond=1e-13)[0]
-    polished, sharp = z + step[: len(z)], np.zeros(len(right))
-    sharp[active] = step[len(z) :]
-    if np.max(rows @ polished - right, initial=0.0) <= 1e-9 and np.all(sharp[len(equal) :] >= 0):
-        z, multipliers = polished, sharp
-    dual = np.zeros(len(upper))
-    np.add.at(dual, equal, multipliers[: len(equal)])
-    np.add.at(dual, above, multipliers[len(equal) : len(equal) + len(above)])
-    np.add.at(dual, below, -multipliers[len(equal) + len(above) :])
-    return QuadraticAnswer(z, dual, int(solution.iterations))
-
-
-def _settings(tol: float) -> Any:
-    settings = clarabel.DefaultSettings()
-    settings.verbose = False
-    settings.presolve_enable = False  # in-place updates need all rows
-    settings.max_threads = 1
-    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = max(tol, 1e-12)
-    settings.tol_ktratio = min(1e-6, max(tol, 1e-12) * 1e3)
-    return settings
 
 
 @dataclass(frozen=True)
@@ -364,18 +231,9 @@ class ConicProgram:
         """
         if self.is_quadratic and self._dense:
             P, A = self.dense()
-            answer = solve_dense_qp(P, self.q, A, self.b, self._equalities)
-            if answer is None:
-                shortfall = self._shortfall(A)
-                if shortfall > 1e-8:
-                    raise LowerInfeasibleError(
-                        f"no point satisfies the constraints (they miss by {shortfall:.1e} at least)"
-                    )
-                if shortfall > 0:  # a feasible set of a single point, which rounding made empty
-                    loose = self.b + 1.1 * shortfall + 1e-12
-                    tight = self.b - 1.1 * shortfall - 1e-12
-                    tight[self._equalities :] = -_INFINITE
-                    answer = solve_dense_qp(P, self.q, A, loose, lower=tight)
+            bottom = np.full(self.rows, -INFINITE)
+            bottom[: self._equalities] = self.b[: self._equalities]
+            answer = solve_or_explain(P, self.q, A, self.b, bottom)
             if answer is not None:
                 result = self._assess(answer.z, answer.dual, answer.iterations)
                 if result.gap <= max(tol, 1e-9) and result.violation <= max(tol, 2e-8):
@@ -440,25 +298,10 @@ class ConicProgram:
             active = following
         return None
 
-    def _shortfall(self, A: Matrix) -> float:
-        """Least amount by which the linear constraints must give way to have a solution, 0 if none or unknown."""
-        free = np.append(np.zeros(self.size), 1.0)
-        k = self._equalities
-        rows = np.block(
-            [
-                [A, -np.ones((self.rows, 1))],
-                [-A[:k], -np.ones((k, 1))],
-                [np.zeros((1, self.size)), -np.ones((1, 1))],
-            ]
-        )
-        right = np.concatenate([self.b, -self.b[:k], [0.0]])
-        answer = solve_dense_qp(np.zeros((self.size + 1,) * 2), free, rows, right)
-        return 0.0 if answer is None else float(answer.z[-1])
-
     def _interior_point(self, tol: float) -> ConicAnswer:
         upper = self._P_row <= self._P_col
         P, A = self._P_upper(self.P_data[upper]), self._A_columns(self.A_data)
-        settings = _settings(0.1 * tol)  # tighter than asked: Clarabel has its own scaling
+        settings = clarabel_settings(0.1 * tol)  # tighter than asked: Clarabel has its own scaling
         if self._solver is not None:
             try:
                 self._solver.update(P=P.data, q=self.q, A=A.data, b=self.b, settings=settings)
@@ -475,9 +318,7 @@ class ConicProgram:
         if "DualInfeasible" in status:
             raise LowerUnboundedError("the objective is unbounded below (Clarabel's certificate)")
         z, dual = np.asarray(solution.x), np.asarray(solution.z)
-        if not (
-            np.abs(z).max(initial=0.0) < _INFINITE and np.abs(dual).max(initial=0.0) < _INFINITE
-        ):
+        if not (np.abs(z).max(initial=0.0) < INFINITE and np.abs(dual).max(initial=0.0) < INFINITE):
             raise LowerNotSolvedError(f"Clarabel stopped with status {status}")
         result = self._assess(z, dual, int(solution.iterations), np.asarray(solution.s))
         if self.is_quadratic and not self._dense:

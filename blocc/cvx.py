@@ -25,6 +25,7 @@ from blocc.conic import ConicAnswer, ConicProgram
 from blocc.cvx_check import Check, check_problem
 from blocc.cvx_functions import Functions, Layout
 from blocc.cvx_global import branch_and_bound
+from blocc.cvx_quadratic import DualBlock, QuadraticLower, QuadraticProgram, quadratic_program
 from blocc.errors import (
     InvalidInputError,
     LowerInfeasibleError,
@@ -495,21 +496,46 @@ class BilevelProblem:
                 raise InvalidInputError("the upper objective must be a scalar")
         self._collect_variables()
         self._prepare_functions()
-        self._lower = [
-            _Compiled(
-                lambda visitor, item=item: visitor.visit(item.expression),  # type: ignore[misc]
-                item.constraints,
-                item.bounds,
-                self.upper_layout,
-                item.variables,
-            )
-            for item in self.lowers
-        ]
+        self._compiled_lower: list[_Compiled] | None = None
+        self._quadratic = self._quadratic_lower()
+        if self._quadratic is None:
+            self._compile_lower()  # now, so that a model that is not supported is refused here
         self._penalized: tuple[_Compiled, _Compiled] | None = None
         self._relaxation: Any = None
-        self._pieces: dict[int, tuple[Functions, dict[str, _Term]]] = {}
+        self._pieces: dict[str, _ConeTerm] | None = None
         self._parameter_values: dict[int, Any] | None = None
         self._parameters_changed()
+
+    def _quadratic_lower(self) -> QuadraticLower | None:
+        if self._cones:
+            return None
+        rows, equal = self._upper_rows
+        program = quadratic_program(
+            self._functions,
+            1,
+            (
+                slice(2 + rows, 2 + self._inequality_rows),
+                slice(2 + self._inequality_rows + equal, self._functions.size),
+            ),
+            self.bounds,
+            self.n_upper,
+        )
+        return None if program is None else QuadraticLower(program, self._blocks)
+
+    def _compile_lower(self) -> list[_Compiled]:
+        """The lower levels as cone programs, canonicalised at the first call."""
+        if self._compiled_lower is None:
+            self._compiled_lower = [
+                _Compiled(
+                    lambda visitor, item=item: visitor.visit(item.expression),  # type: ignore[misc]
+                    item.constraints,
+                    item.bounds,
+                    self.upper_layout,
+                    item.variables,
+                )
+                for item in self.lowers
+            ]
+        return self._compiled_lower
 
     # ---------------------------------------------------------------------------------------- structure
     def _collect_variables(self) -> None:
@@ -554,14 +580,14 @@ class BilevelProblem:
         inequalities: list[Any] = []
         equalities: list[Any] = []
 
-        def add(name: str, constraint: Any) -> int:
+        def add(name: str, constraint: Any) -> tuple[str, int]:
             inequality, equality = _as_functions(constraint, name)
             if inequality is not None:
                 inequalities.append(inequality)
-                return int(inequality.size)
+                return "inequality", int(inequality.size)
             assert equality is not None
             equalities.append(equality)
-            return int(equality.size)
+            return "equality", int(equality.size)
 
         upper_bounds: dict[str, Any] = {}
         for variable in self.upper_layout.variables:
@@ -579,12 +605,25 @@ class BilevelProblem:
         for name, constraint in {**self._alone, **self._coupling}.items():
             add(name, constraint)
         self._upper_rows = (sum(e.size for e in inequalities), sum(e.size for e in equalities))
-        for item in self.lowers:
-            for name, constraint in item.constraints.items():
-                add(name, constraint)
-            for name, constraint in item.bounds.items():
-                if name.endswith((".psd", ".symmetric")):
-                    add(name, constraint)
+        #: Multipliers of the lower levels: of ordinary constraints and bounds, and of cones.
+        self._blocks: list[DualBlock] = []
+        self._cones: list[tuple[str, Any]] = []
+        end = {"inequality": 0, "equality": 0}
+        taken: set[str] = set()
+        for index, item in enumerate(self.lowers):
+            for name, constraint in item.all_constraints.items():
+                key = name if name not in taken else f"{name}[{index}]"
+                taken.add(name)
+                if name in item.bounds and name.endswith((".lower", ".upper")):
+                    self._blocks.append(self._bound_block(key, constraint))
+                    continue
+                kind, size = add(name, constraint)
+                if isinstance(constraint, cp.SOC | cp.constraints.PSD):
+                    self._cones.append((key, constraint))
+                else:
+                    rows = np.arange(end[kind], end[kind] + size)
+                    self._blocks.append(DualBlock(key, kind, rows, _dual_shape(constraint)))
+                end[kind] += size
         self._inequality_rows = sum(e.size for e in inequalities)
         self._equality_rows = sum(e.size for e in equalities)
         lower_objective = sum(item.expression for item in self.lowers)
@@ -594,6 +633,14 @@ class BilevelProblem:
         lower, upper = zip(*(_bounds_of(v) for v in self.layout.variables), strict=True)
         self.bounds = (self.layout.pack(lower), self.layout.pack(upper))
         self.x_set: ConvexSet = self._upper_set()
+
+    def _bound_block(self, key: str, constraint: Any) -> DualBlock:
+        (variable,) = constraint.variables()
+        kind = "lower" if key.split("[")[0].endswith(".lower") else "upper"
+        bound = _bounds_of(variable)[0 if kind == "lower" else 1]
+        entries = np.flatnonzero(np.isfinite(np.ravel(bound, order="F")))
+        start = self.lower_layout.slices[variable.id].start
+        return DualBlock(key, kind, start + entries, _dual_shape(constraint))
 
     def _upper_set(self) -> ConvexSet:
         n = self.upper_layout.size
@@ -615,10 +662,13 @@ class BilevelProblem:
     def refresh(self) -> None:
         """Take new values of CVXPY parameters in the model (called at the start of a solve)."""
         self._functions = Functions(self._expressions, self.layout)
-        for compiled in [*self._lower, *(self._penalized or ())]:
+        self._quadratic = self._quadratic_lower()
+        for compiled in [*(self._compiled_lower or ()), *(self._penalized or ())]:
             compiled.refresh()
+        if self._quadratic is None:
+            self._compile_lower()
         self._relaxation = None
-        self._pieces = {}
+        self._pieces = None
         self.x_set = self._upper_set()
 
     # ---------------------------------------------------------------------------------------- the Model
@@ -651,9 +701,14 @@ class BilevelProblem:
     def lower(self, x: Vector, *, tol: float = _TOL, warm: Any = None) -> Saddle:
         """Saddle point of the lower level at x (all followers together)."""
         x = np.asarray(x, dtype=float)
-        if len(self._lower) == 1:
-            return self._lower[0].saddle(x, tol)
-        saddles = [compiled.saddle(x, tol) for compiled in self._lower]
+        if self._quadratic is not None:
+            sharp = self._quadratic.saddle(x)
+            if sharp is not None:
+                return sharp
+        lowers = self._compile_lower()
+        if len(lowers) == 1:
+            return lowers[0].saddle(x, tol)
+        saddles = [compiled.saddle(x, tol) for compiled in lowers]
         duals: dict[str, Any] = {}
         for k, saddle in enumerate(saddles):
             for name, value in saddle.duals.items():
@@ -702,29 +757,39 @@ class BilevelProblem:
     def residuals(self, x: Vector, y: Vector, duals: Mapping[str, Any]) -> LowerResiduals:
         """Lower-level residuals of (y, duals) at x, from the problem's own expressions."""
         x, y = np.asarray(x, float), np.asarray(y, float)
-        v = np.concatenate([x, y])
-        objective, gradient = 0.0, np.zeros(len(v))
-        lagrangian, complementarity, violation, negative = 0.0, 0.0, 0.0, 0.0
-        names: dict[str, int] = {}
-        scale = 1.0 + float(np.max(np.abs(y), initial=0.0))
-        magnitude = 1.0
-        for item in self.lowers:
-            functions, terms = self._lagrangian(item)
-            value, jacobian = functions.value_jacobian(v)
-            objective += float(value[0])
-            slope = np.asarray(_row(jacobian)).ravel()
-            gradient += slope
+        v, data = np.concatenate([x, y]), self.derivatives(x, y)
+        objective, gradient = data.lower, data.lower_gradient.copy()
+        lagrangian, complementarity, negative = 0.0, 0.0, 0.0
+        worst = [0.0]
+        magnitude = max(1.0, float(np.max(np.abs(gradient), initial=0.0)))
+        low, high = (bound[len(x) :] for bound in self.bounds)
+        for block in self._blocks:
+            dual = np.ravel(np.asarray(duals[block.name], dtype=float), order="F")
+            rows, equality = block.entries, block.kind == "equality"
+            if block.kind in ("lower", "upper"):
+                sign = -1.0 if block.kind == "lower" else 1.0
+                value = low[rows] - y[rows] if block.kind == "lower" else y[rows] - high[rows]
+                slope = np.zeros(len(v))
+                slope[len(x) + rows] = sign * dual
+            else:
+                rows = rows + self._upper_rows[1 if equality else 0]
+                value = (data.equality if equality else data.inequality)[rows]
+                jacobian = data.equality_jacobian if equality else data.inequality_jacobian
+                slope = np.asarray(jacobian[rows].T @ dual).ravel()
+            product = float(value @ dual)
+            worst.append(float(np.max(np.abs(value) if equality else value, initial=0.0)))
+            if not equality:
+                complementarity += abs(product)
+                negative = max(negative, float(np.max(-dual, initial=0.0)))
+            lagrangian, gradient = lagrangian + product, gradient + slope
             magnitude = max(magnitude, float(np.max(np.abs(slope), initial=0.0)))
-            for name, term in terms.items():
-                key = name if name not in names else f"{name}[{self.lowers.index(item)}]"
-                names[name] = 1
-                product, slope, worst, bad = term.evaluate(v, duals[key])
-                lagrangian += product
-                gradient += slope
-                magnitude = max(magnitude, float(np.max(np.abs(slope), initial=0.0)))
-                complementarity += abs(product) if not term.equality else 0.0
-                violation = max(violation, worst / scale)
-                negative = max(negative, bad)
+        for key, term in self._cone_terms().items():
+            product, slope, outside = term.evaluate(v, duals[key])
+            worst.append(outside)
+            complementarity += abs(product)
+            lagrangian, gradient = lagrangian + product, gradient + slope
+            magnitude = max(magnitude, float(np.max(np.abs(slope), initial=0.0)))
+        violation = max(worst) / (1.0 + float(np.max(np.abs(y), initial=0.0)))
         gradient = gradient[len(x) :]
         # L(., duals) is convex: its linearisation over the box that holds y bounds it from below
         lower, upper = (bound[len(x) :] for bound in self.bounds)
@@ -744,15 +809,11 @@ class BilevelProblem:
             complementarity=complementarity / size,
         )
 
-    def _lagrangian(self, item: LowerProblem) -> tuple[Functions, dict[str, _Term]]:
-        """Compiled pieces of a lower level's Lagrangian."""
-        if id(item) not in self._pieces:
-            named = item.all_constraints.items()
-            self._pieces[id(item)] = (
-                Functions([item.expression], self.layout),
-                {name: _Term(constraint, self.layout) for name, constraint in named},
-            )
-        return self._pieces[id(item)]
+    def _cone_terms(self) -> dict[str, _ConeTerm]:
+        """Compiled pieces of the Lagrangian for constraints in cones."""
+        if self._pieces is None:
+            self._pieces = {key: _ConeTerm(cone, self.layout) for key, cone in self._cones}
+        return self._pieces
 
     # ------------------------------------------------------------------------------------- capabilities
     def derivatives(self, x: Vector, y: Vector) -> Derivatives:
@@ -774,9 +835,7 @@ class BilevelProblem:
             equality_jacobian=jacobian[2 + m :],
         )
 
-    def hessian(
-        self, x: Vector, y: Vector, gamma: float, dual: Vector, equal: Vector
-    ) -> Matrix:
+    def hessian(self, x: Vector, y: Vector, gamma: float, dual: Vector, equal: Vector) -> Matrix:
         """Hessian of ``f + gamma g`` plus the weighted constraints at (x, y), for the joint method."""
         v = np.concatenate([x, y])
         total = self._functions.hessian(v, np.concatenate([[1.0, gamma], dual, equal]))
@@ -808,6 +867,17 @@ class BilevelProblem:
         UnsupportedModelError
             If f or a constraint is not jointly convex, so that the relaxation is not a convex program.
         """
+        if self._relaxation is None and self.callable is None:
+            end = 2 + self._inequality_rows
+            rows = slice(2, end), slice(end, self._functions.size)
+            self._relaxation = quadratic_program(self._functions, 0, rows, self.bounds)
+        if isinstance(self._relaxation, QuadraticProgram):
+            found = self._relaxation.solve(np.zeros(0))
+            if found is not None:
+                z, value, gap = found[0].z, found[1], found[3]
+                bound = value - gap * (1.0 + abs(value))
+                return Relaxation(x=z[: self.n_upper], y=z[self.n_upper :], bound=bound)
+            self._relaxation = None
         if self._relaxation is None:
             constraints = {**self._alone, **self._coupling}
             for item in self.lowers:
@@ -1143,41 +1213,24 @@ def _argument(layout: Layout, vector: Vector) -> Any:
     return {v.name(): value for v, value in zip(layout.variables, values, strict=True)}
 
 
-class _Term:
-    """The term ``<dual, c(x, y)>`` of a Lagrangian, for one CVXPY constraint."""
+class _ConeTerm:
+    """The term ``<dual, c(x, y)>`` of a Lagrangian, for a constraint in a second-order or semidefinite cone."""
 
     def __init__(self, constraint: Any, layout: Layout) -> None:
-        self.equality = isinstance(constraint, cp.constraints.Equality | cp.constraints.Zero)
-        self.constraint = constraint
-        if (
-            isinstance(constraint, cp.constraints.Inequality | cp.constraints.NonPos)
-            or self.equality
-        ):
-            self.functions = Functions([constraint.expr], layout)
-            self.cone = False
-        elif isinstance(constraint, cp.constraints.NonNeg | cp.constraints.PSD):
-            self.functions = Functions([-constraint.expr], layout)
-            self.cone = isinstance(constraint, cp.constraints.PSD)
+        if isinstance(constraint, cp.constraints.PSD):
+            parts = [-constraint.expr]
         else:
-            self.functions = Functions([-cp.vec(a, order="F") for a in constraint.args], layout)
-            self.cone = True
-        self.measure = None
-        if self.cone:
-            expression, _ = _as_functions(constraint, "constraint")
-            self.measure = Functions([expression], layout)
+            parts = [-cp.vec(argument, order="F") for argument in constraint.args]
+        self.functions = Functions(parts, layout)
+        expression, _ = _as_functions(constraint, "constraint")
+        self.measure = Functions([expression], layout)
 
-    def evaluate(self, v: Vector, multiplier: Any) -> tuple[float, Vector, float, float]:
-        """Product with the dual, its gradient, the largest violation, and the most negative dual."""
+    def evaluate(self, v: Vector, multiplier: Any) -> tuple[float, Vector, float]:
+        """Product with the dual, its gradient, and the largest violation."""
         dual = np.ravel(np.asarray(multiplier, dtype=float), order="F")
         value, jacobian = self.functions.value_jacobian(v)
-        slope = np.asarray(jacobian.T @ dual).ravel()
-        if self.equality:
-            return float(value @ dual), slope, float(np.max(np.abs(value), initial=0.0)), 0.0
-        if self.measure is not None:
-            worst = float(np.max(self.measure.value(v), initial=0.0))
-            return float(value @ dual), slope, worst, 0.0
-        worst = float(np.max(value, initial=0.0))
-        return float(value @ dual), slope, worst, float(np.max(-dual, initial=0.0))
+        worst = float(np.max(self.measure.value(v), initial=0.0))
+        return float(value @ dual), np.asarray(jacobian.T @ dual).ravel(), worst
 
 
 class ConvexRegion:

@@ -400,7 +400,9 @@ class Functions:
         dense = np.zeros((self.size, self.width) if small else (0, 0))
         self._hessians: list[tuple[int, Any]] = []
         self._general: list[tuple[slice, _Node]] = []
-        self._bent: dict[int, npt.NDArray[np.bool_]] = {}  # which entries a general node is not affine in
+        self._bent: dict[
+            int, npt.NDArray[np.bool_]
+        ] = {}  # which entries a general node is not affine in
         blocks: list[Any] = []
         start = 0
         for node, expression in zip(nodes, expressions, strict=True):
@@ -467,6 +469,22 @@ class Functions:
         if sparse.issparse(jacobian) and jacobian.format == "lil":
             jacobian = jacobian.tocsr()
         return value, jacobian
+
+    def affine_rows(self, rows: slice) -> tuple[Vector, Matrix] | None:
+        """Constant and Jacobian of some rows, None where one is not affine."""
+        bent = any(rows.start <= row < rows.stop for row in self._hessian_rows)
+        if bent or any(r.start < rows.stop and rows.start < r.stop for r, _ in self._general):
+            return None
+        return self._constant[rows], _dense(self._matrix[rows])
+
+    def quadratic_row(self, row: int) -> tuple[float, Vector, Matrix] | None:
+        """Constant, slope and Hessian of one row, None where it is not quadratic."""
+        if any(rows.start <= row < rows.stop for rows, _ in self._general):
+            return None
+        hessian = np.zeros((self.width, self.width))
+        for index in np.flatnonzero(self._hessian_rows == row):
+            hessian = self._hessian_stack[index]
+        return float(self._constant[row]), _dense(self._matrix[[row]])[0], hessian
 
     def hessian(self, v: Vector, weights: Vector) -> Matrix:
         """Hessian of the weighted sum of all entries, by differences of gradients where it is not quadratic."""

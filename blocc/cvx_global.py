@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import cvxpy as cp
 import numpy as np
 
-from blocc.conic import ConicAnswer, ConicProgram, Matrix, Vector, solve_dense_qp
+from blocc.conic import ConicAnswer, ConicProgram
+from blocc.conic_dense import INFINITE, Matrix, Vector, solve_dense_qp
 from blocc.errors import (
     LowerInfeasibleError,
     LowerLevelError,
@@ -310,7 +311,7 @@ def _least(P: Matrix, q: Vector, rows: Matrix, right: Vector) -> Vector | None:
         return None
     kept = lengths > 1e-12
     A, b = rows[kept] / lengths[kept, None], right[kept] / lengths[kept]
-    answer = solve_dense_qp(P, q, A, b)
+    answer = solve_dense_qp(P, q, A, b, np.full(len(b), -INFINITE))
     if answer is not None:
         return answer.z
     z = cp.Variable(len(q))

@@ -20,15 +20,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse as sparse
 
-from blocc.conic import solve_dense_qp
+from blocc.conic_dense import INFINITE, Vector, solve_dense_qp
 from blocc.errors import InvalidInputError, LowerLevelError, UnsupportedModelError
 from blocc.model import HasRelaxation, Saddle
 from blocc.progress import Progress
-
-Vector = npt.NDArray[np.float64]
 
 RISING = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)  # from the relaxation
 SHORT = (10.0, 1e3, 1e5)  # from x0
@@ -98,9 +95,7 @@ class HasDerivatives(Protocol):
         """First derivatives of f, g and all constraints at (x, y)."""
         ...
 
-    def hessian(
-        self, x: Vector, y: Vector, gamma: float, dual: Vector, equal: Vector
-    ) -> Vector:
+    def hessian(self, x: Vector, y: Vector, gamma: float, dual: Vector, equal: Vector) -> Vector:
         """Hessian of ``f + gamma g`` plus the constraints weighted by multipliers."""
         ...
 
@@ -429,23 +424,22 @@ class _TrustRegion:
         merit, nx, data = self.merit, self.merit.nx, here.data
         if merit.gamma <= 0:
             return None
-        hessian = merit.model.hessian(
-            here.v[:nx], here.v[nx:], merit.gamma, step.dual, step.equal
-        )[nx:, nx:]
+        hessian = merit.model.hessian(here.v[:nx], here.v[nx:], merit.gamma, step.dual, step.equal)[
+            nx:, nx:
+        ]
         values, vectors = np.linalg.eigh(np.where(np.isfinite(hessian), hessian, 0.0))
         floor = 1e-9 * max(float(np.abs(values).max(initial=0.0)), 1e-3)
         hessian = (vectors * np.maximum(values, floor)) @ vectors.T
         jacobian = _dense(data.inequality_jacobian)[:, nx:]
         equality = _dense(data.equality_jacobian)[:, nx:]
         low, high = (bound[nx:] - here.v[nx:] for bound in merit.bounds)
-        rows = np.vstack([np.eye(len(low)), jacobian, equality])
         scale = 1.0 / max(float(np.abs(here.gradient[nx:]).max(initial=0.0)), 1e-300)
         answer = solve_dense_qp(
             scale * hessian,
             scale * here.gradient[nx:],
-            rows,
+            np.vstack([jacobian, equality]),
             np.concatenate([high, -data.inequality, -data.equality]),
-            lower=np.concatenate([low, np.full(len(jacobian), -np.inf), -data.equality]),
+            np.concatenate([low, np.full(len(jacobian), -INFINITE), -data.equality]),
         )
         if answer is None:
             return None
@@ -524,8 +518,8 @@ class _TrustRegion:
         """Minimise the model inside the radius.
 
         Unknowns: the step d; tau, the rise of -v above its linearisation, where there are cuts;
-        slacks of the constraints, where elastic. Rows: bounds on all unknowns, then constraints,
-        then cuts.
+        slacks of the constraints, where elastic. Bounds: on all unknowns, then constraints, then
+        cuts.
         """
         n, m, p = len(here.v), len(jacobian), len(equality)
         extra, slack = (1 if cuts else 0), (m + 2 * p if elastic else 0)
@@ -537,16 +531,15 @@ class _TrustRegion:
         q = np.concatenate(
             [here.gradient, np.full(extra, self.merit.gamma), np.full(slack, self.weight)]
         )
-        A = np.zeros((size + m + p + len(cuts), size))
-        A[:size, :size] = np.eye(size)
-        ineq, eq = slice(size, size + m), slice(size + m, size + m + p)
+        A = np.zeros((m + p + len(cuts), size))
+        ineq, eq = slice(0, m), slice(m, m + p)
         A[ineq, :n], A[eq, :n] = jacobian, equality
         if elastic:
             first = n + extra
             A[ineq, first : first + m] = -np.eye(m)
             A[eq, first + m : first + m + p] = -np.eye(p)
             A[eq, first + m + p :] = np.eye(p)
-        for row, (_, slope) in enumerate(cuts, start=size + m + p):
+        for row, (_, slope) in enumerate(cuts, start=m + p):
             A[row, :n] = here.slope - slope
             A[row, n] = -1.0
         low, high = self.merit.bounds
@@ -563,17 +556,18 @@ class _TrustRegion:
             [
                 np.maximum(low - here.v, -self.radius),
                 np.zeros(size - n),
-                np.full(m, -np.inf),
+                np.full(m, -INFINITE),
                 -here.data.equality,
-                np.full(len(cuts), -np.inf),
+                np.full(len(cuts), -INFINITE),
             ]
         )
         scale = 1.0 / max(float(np.abs(q).max()), 1e-300)
-        answer = solve_dense_qp(scale * P, scale * q, A, top, lower=bottom)
+        answer = solve_dense_qp(scale * P, scale * q, A, top, bottom)
         if answer is None:
             return None
         dual = answer.dual / scale
-        return _Step(answer.z[:n], np.maximum(dual[ineq], 0.0), dual[eq], dual[:n], 0.0)
+        rows = dual[size:]
+        return _Step(answer.z[:n], np.maximum(rows[ineq], 0.0), rows[eq], dual[:n], 0.0)
 
 
 def _dense(matrix: Any) -> Vector:
@@ -708,7 +702,9 @@ class Joint:
                 direction = np.zeros(len(origin))
                 direction[k] = sign
                 region = _TrustRegion(
-                    _Direction(self.merit, direction), 10.0 * (1.0 + float(np.abs(origin).max())), 10.0
+                    _Direction(self.merit, direction),
+                    10.0 * (1.0 + float(np.abs(origin).max())),
+                    10.0,
                 )
                 reached = region.run(origin, 25)
                 if reached is not None:

@@ -88,7 +88,7 @@ def test_active_set_answers_equal_the_interior_points() -> None:
     for scale in (1e-3, 1e-2, 0.3, -0.4):
         x = x + scale
         other = Chain(400).problem()
-        other._lower[0].program._misses = _MISSES  # the interior-point method alone
+        other._compile_lower()[0].program._misses = _MISSES  # the interior-point method alone
         warm, cold = problem.lower(x), other.lower(x)
         assert warm.iterations <= _NEWTON_STEPS < cold.iterations
         near = 3 * np.sqrt(

@@ -46,6 +46,7 @@ MAX_VARIABLES = 200
 
 _ITERATIONS = 40  # of a stage
 _ACCEPT = 1e-3  # least ratio of actual to predicted decrease
+_PASSING = 1e-10  # relative decrease that ends a stage on the way
 _GOOD = 0.5  # ratio below which y is moved on at the new x
 _DIFFERENCE = 1e-5  # relative step of the curvature differences
 _MEMORY = 30  # linearisations of v kept
@@ -161,6 +162,7 @@ class _Iterate:
     phi: float
     gradient: Vector
     violation: float  # sum over the constraints
+    noise: float  # in phi, from the accuracy of v
 
 
 class _Merit:
@@ -181,7 +183,7 @@ class _Merit:
         """Evaluate at v, or return None where something is undefined there."""
         x = v[: self.nx]
         data = self.model.derivatives(x, v[self.nx :])
-        slope, value = np.zeros(len(v)), 0.0
+        slope, value, noise = np.zeros(len(v)), 0.0, 0.0
         if self.gamma > 0:
             if self._known is None or not np.array_equal(x, self._known[0]):
                 try:
@@ -191,12 +193,13 @@ class _Merit:
                 self._remember(self._known[1], x)
             saddle = self._known[1]
             value = saddle.value
+            noise = self.gamma * saddle.gap * (1.0 + abs(value))
             slope[: self.nx] = saddle.grad_x
         phi, gradient = self._objective(v, data, value, slope)
         violation = float(np.maximum(data.inequality, 0.0).sum() + np.abs(data.equality).sum())
         if not (np.isfinite(phi + violation) and np.all(np.isfinite(gradient))):
             return None
-        return _Iterate(v, data, value, slope, phi, gradient, violation)
+        return _Iterate(v, data, value, slope, phi, gradient, violation, noise)
 
     def _objective(
         self, v: Vector, data: Derivatives, value: float, slope: Vector
@@ -326,11 +329,15 @@ class _TrustRegion:
         First radius, in the largest-entry norm.
     weight : float
         Of the violation; raised to twice the largest multiplier met.
+    tolerance : float
+        Relative decrease of the merit function that is not worth a step.
     """
 
-    def __init__(self, merit: _Merit, radius: float, weight: float) -> None:
+    def __init__(
+        self, merit: _Merit, radius: float, weight: float, tolerance: float = 1e-12
+    ) -> None:
         self.merit, self.radius, self.weight = merit, radius, weight
-        self.converged = False
+        self.converged, self.tolerance = False, tolerance
         self.last: _Step | None = None
 
     def run(
@@ -362,7 +369,7 @@ class _TrustRegion:
                 continue
             length = float(np.abs(step.d).max(initial=0.0))
             still = length <= 1e-13 * (1.0 + np.abs(here.v).max())
-            if still or step.predicted <= 1e-12 * (1.0 + abs(here.phi)):
+            if still or step.predicted <= self.tolerance * (1.0 + abs(here.phi)) + here.noise:
                 same = np.array_equal(step.dual > 1e-9, last.dual > 1e-9)
                 last = step
                 if not same:
@@ -741,7 +748,8 @@ class Joint:
         before = 0.0
         for gamma in stages:
             self.merit.gamma = gamma
-            region = _TrustRegion(self.merit, radius, 10.0 * (1.0 + gamma))
+            tolerance = 1e-12 if gamma == stages[-1] else _PASSING
+            region = _TrustRegion(self.merit, radius, 10.0 * (1.0 + gamma), tolerance)
             if guess is not None:  # the lower level's multipliers grow with gamma
                 rise = gamma / before
                 guess = replace(guess, dual=rise * guess.dual, equal=rise * guess.equal)

@@ -43,6 +43,7 @@ def test_design_writes_everything_and_the_summary_is_true(tmp_path):
         "shares.csv",
         "summary.json",
         "map.png",
+        "report.html",
     }
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     network = transport.load("nine_node")

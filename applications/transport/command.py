@@ -31,7 +31,7 @@ def design(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Design link capacities that maximise profit; write design.csv, shares.csv, summary.json and a map."""
+    """Design link capacities that maximise profit; write tables, summary, map, report and GeoJSON."""
     network = transport.load(instance)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -61,6 +61,8 @@ def design(
         )
     summary = plan.summary()
     written = plan.write(out)
+    for name, reason in json.loads(written["summary.json"].read_text())["not_written"].items():
+        typer.echo(f"note: {name} not written: {reason}", err=True)
     checkpoint.unlink(missing_ok=True)
     if as_json:
         print(json.dumps(json.loads((out / "summary.json").read_text())))

@@ -183,7 +183,9 @@ class Design:
         }
 
     def write(self, directory: str | os.PathLike[str]) -> dict[str, Path]:
-        """Write design.csv, shares.csv, summary.json and map.png (where matplotlib is installed).
+        """Write design.csv, shares.csv, summary.json, design.geojson, map.png and report.html.
+
+        What cannot be made (no plotly, say) is left out; ``not_written`` in summary.json says why.
 
         Raises
         ------
@@ -199,6 +201,7 @@ class Design:
             share=self.answer.share,
             path_cost=self.answer.path_cost,
             summary=self.summary(),
+            records=self.result.records,
         )
 
 

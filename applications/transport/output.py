@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -109,8 +108,9 @@ def write_outputs(
     share: ArrayLike,
     path_cost: ArrayLike,
     summary: Mapping[str, Any],
+    records: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Path]:
-    """Write design.csv, shares.csv, summary.json and, where matplotlib is installed, map.png.
+    """Write design.csv, shares.csv, summary.json and, where they can be made, design.geojson, map.png, report.html.
 
     Each file is written beside its place and moved there whole, so that no reader sees half of one.
 
@@ -123,13 +123,16 @@ def write_outputs(
         As in :func:`design_table` and :func:`shares_table`. Empty cells stand for NaN.
     summary : mapping
         Plain values, written as JSON; NumPy numbers and arrays are converted, NaN and infinity
-        become null.
-        Its ``"profit"`` titles the map.
+        become null. Its figures are those that the report shows.
+    records : sequence of mapping
+        The outer iterations, for the report.
 
     Returns
     -------
     dict of str to Path
-        Where each file went, by its name; no ``"map.png"`` where matplotlib is not installed.
+        Where each file went, by its name. What could not be made (map.png without matplotlib, report.html without
+        plotly, design.geojson of a network without longitudes) is missing here, and ``"not_written"`` in
+        summary.json says why. A file of that name from an earlier run is removed.
 
     Raises
     ------
@@ -138,17 +141,90 @@ def write_outputs(
         message names the path.
     """
     directory = Path(directory)
-    contents = {
-        "design.csv": _csv(_design(network, capacity, flow, price)),
-        "shares.csv": _csv(_shares(network, share, path_cost)),
-        "summary.json": json.dumps(_plain(summary), indent=2, allow_nan=False).encode() + b"\n",
-    }
+    design = _design(network, capacity, flow, price)
+    contents = {"design.csv": _csv(design), "shares.csv": _csv(_shares(network, share, path_cost))}
     written = {name: write_atomically(directory / name, data) for name, data in contents.items()}
     profit = summary.get("profit")
     profit = None if profit is None else float(profit)
-    with contextlib.suppress(MissingDependencyError):
-        written["map.png"] = plot_map(network, capacity, flow, directory / "map.png", profit=profit)
+
+    def report() -> bytes:
+        require("plotly", "transport", "The report")
+        from .report import render
+        from .sensitivity import sensitivity
+
+        arrays = {
+            name: np.asarray(values, dtype=np.float64)
+            for name, values in {
+                "capacity": capacity,
+                "flow": flow,
+                "price": price,
+                "share": share,
+                "path_cost": path_cost,
+            }.items()
+        }
+        worth = sensitivity(network, arrays["capacity"], arrays["price"])
+        page = render(network, **arrays, summary=summary, records=records, worth=worth)
+        return page.encode()
+
+    makers: dict[str, Callable[[], bytes]] = {
+        "design.geojson": lambda: geojson(network, design),
+        "map.png": lambda: _map(network, capacity, flow, profit),
+        "report.html": report,
+    }
+    not_written = {}
+    for name, make in makers.items():
+        try:
+            written[name] = write_atomically(directory / name, make())
+        except (MissingDependencyError, _NotGeographicError) as error:
+            not_written[name] = str(error)
+            (directory / name).unlink(missing_ok=True)  # of an earlier design
+    text = json.dumps(_plain({**summary, "not_written": not_written}), indent=2, allow_nan=False)
+    written["summary.json"] = write_atomically(directory / "summary.json", text.encode() + b"\n")
     return written
+
+
+class _NotGeographicError(Exception):
+    """GeoJSON knows only longitudes and latitudes."""
+
+
+def geojson(network: Network, design: Mapping[str, Sequence[Any]]) -> bytes:
+    """A design as GeoJSON (RFC 7946): a LineString for each link, a Point for each station, in WGS 84.
+
+    Parameters
+    ----------
+    network : Network
+        With longitudes and latitudes.
+    design : mapping
+        Columns as in :func:`design_table`.
+
+    Returns
+    -------
+    bytes
+        A FeatureCollection in UTF-8. Links have the properties link_id, from_node, to_node, capacity, flow, price
+        and load (flow / capacity; null where nothing is built); stations have node.
+    """
+    if not network.geographic:
+        raise _NotGeographicError(
+            "GeoJSON holds longitudes and latitudes, and this network has only x and y; "
+            "give nodes.csv the columns longitude and latitude"
+        )
+    places = network.positions.tolist()
+    features = []
+    for i, row in enumerate(zip(*design.values(), strict=True)):
+        properties = dict(zip(design, row, strict=True))
+        built = properties["capacity"] > 0
+        properties["load"] = properties["flow"] / properties["capacity"] if built else None
+        line = [places[network.tail[i]], places[network.head[i]]]
+        features.append(_feature("LineString", line, properties))
+    for node, place in zip(network.nodes, places, strict=True):
+        features.append(_feature("Point", place, {"node": node}))
+    collection = {"type": "FeatureCollection", "features": features}
+    return json.dumps(_plain(collection), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _feature(kind: str, coordinates: list[Any], properties: dict[str, Any]) -> dict[str, Any]:
+    geometry = {"type": kind, "coordinates": coordinates}
+    return {"type": "Feature", "geometry": geometry, "properties": properties}
 
 
 def _csv(columns: Mapping[str, list[Any]]) -> bytes:
@@ -206,6 +282,11 @@ def plot_map(
     InvalidInputError
         If the file cannot be written.
     """
+    return write_atomically(path, _map(network, capacity, flow, profit))
+
+
+def _map(network: Network, capacity: ArrayLike, flow: ArrayLike, profit: float | None) -> bytes:
+    """PNG of the map."""
     require("matplotlib", "plot", "The map")
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -219,7 +300,7 @@ def plot_map(
     m = len(network.link_id)
     capacities = np.array(_column("capacity", capacity, m))
     flows = np.array(_column("flow", flow, m))
-    points = _projected(network)
+    points = projected(network)
     extent = np.maximum(np.ptp(points, axis=0), 1e-9 * (1 + np.abs(points).max()))
     extent = np.maximum(extent, 0.25 * extent.max())  # a straight line of stations is still a map
     middle = (points.max(axis=0) + points.min(axis=0)) / 2
@@ -251,8 +332,8 @@ def plot_map(
     load = flows / np.where(capacities > 0, capacities, 1.0)
     shapes = []
     for i in built:
-        thick = _thickness(capacities[i] / largest) * point
-        shapes.append(Polygon(_arrow(ends[i], thick, gap=0.5 * point, stop=size * point)))
+        thick = thickness(capacities[i] / largest) * point
+        shapes.append(Polygon(arrow(ends[i], thick, gap=0.5 * point, stop=size * point)))
     if shapes:
         colours = colormaps["plasma_r"](np.linspace(0.08, 0.85, 256))  # neither white nor black
         collection = PatchCollection(shapes, cmap=ListedColormap(colours), zorder=2, linewidths=0)
@@ -264,7 +345,7 @@ def plot_map(
         bar.outline.set_visible(False)
         examples = sorted({_round(largest * part) for part in (0.05, 0.3, 1.0)})
         handles: list[Any] = [
-            Line2D([], [], color="#5b6470", lw=_thickness(a / largest), label=f"{a:g} trips")
+            Line2D([], [], color="#5b6470", lw=thickness(a / largest), label=f"{a:g} trips")
             for a in examples
         ]
         handles.append(Line2D([], [], color=grey, lw=0.8, label="candidate, not built"))
@@ -300,10 +381,10 @@ def plot_map(
     axes.set_title(title, fontsize=13, parse_math=False)
     image = io.BytesIO()
     figure.savefig(image, format="png", bbox_inches="tight", pad_inches=0.2)
-    return write_atomically(path, image.getvalue())
+    return image.getvalue()
 
 
-def _projected(network: Network) -> Floats:
+def projected(network: Network) -> Floats:
     """Positions in the plane; degrees of longitude shrink with the cosine of the latitude."""
     points: Floats = network.positions.copy()
     if network.geographic:
@@ -311,7 +392,7 @@ def _projected(network: Network) -> Floats:
     return points
 
 
-def _arrow(ends: Floats, thick: float, gap: float, stop: float) -> Floats:
+def arrow(ends: Floats, thick: float, gap: float, stop: float) -> Floats:
     """Corners of an arrow from one end towards the other, on the right-hand side of the line.
 
     Both directions of a link then lie side by side, as traffic does.
@@ -331,7 +412,7 @@ def _arrow(ends: Floats, thick: float, gap: float, stop: float) -> Floats:
     return np.array([start + near, tip + near, neck + barb, neck + far, start + far])
 
 
-def _thickness(part: float) -> float:
+def thickness(part: float) -> float:
     """Line width in points for a part of the largest capacity; the root keeps small ones visible."""
     return 0.8 + 7.2 * math.sqrt(part)
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import builtins
+import importlib
 import json
-import os
 
 import numpy as np
 import pandas
 import pytest
+from hypothesis import given, settings, strategies
 from matplotlib import image
 
 from blocc.applications.transport import network as networks
 from blocc.applications.transport import output, reference
 from blocc.errors import InvalidInputError
+
+GEOJSON_REASON = (
+    "GeoJSON holds longitudes and latitudes, and this network has only x and y; "
+    "give nodes.csv the columns longitude and latitude"
+)
 
 
 @pytest.fixture
@@ -71,6 +76,7 @@ def test_files_hold_the_answer(tmp_path, network, answer):
         "stages": [1.0, 2.0],
         "success": True,
         "remark": None,
+        "not_written": {"design.geojson": GEOJSON_REASON},
     }
     again = reference.evaluate_design(network, written["design.csv"])
     assert again.profit == reference.profit(network, answer["capacity"])
@@ -113,8 +119,8 @@ def test_map_shows_what_is_built(tmp_path, name):
 
 def test_both_directions_are_drawn_beside_each_other():
     ends = np.array([[0.0, 0.0], [1.0, 0.0]])
-    there = output._arrow(ends, 0.1, gap=0.01, stop=0.05)
-    back = output._arrow(ends[::-1], 0.1, gap=0.01, stop=0.05)
+    there = output.arrow(ends, 0.1, gap=0.01, stop=0.05)
+    back = output.arrow(ends[::-1], 0.1, gap=0.01, stop=0.05)
     assert there[:, 1].max() < 0 < back[:, 1].min()
     assert there[:, 0].min() > 0
     assert there[:, 0].max() < 1
@@ -137,7 +143,7 @@ def test_longitudes_shrink_with_latitude():
         "revenue": [1],
     }
     nodes = {"node": ["a", "b"], "longitude": [10, 12], "latitude": [60, 60]}
-    points = output._projected(networks.from_tables(links, demand, nodes))
+    points = output.projected(networks.from_tables(links, demand, nodes))
     assert np.ptp(points[:, 0]) == pytest.approx(1.0)
 
 
@@ -160,20 +166,27 @@ def test_odd_stations_can_be_drawn(tmp_path, network, positions, labels):
     assert image.imread(path).size
 
 
-def test_no_matplotlib_leaves_out_the_map(tmp_path, network, answer, monkeypatch):
-    original = builtins.__import__
+@pytest.mark.parametrize(
+    ("package", "name", "extra"),
+    [("matplotlib", "map.png", "plot"), ("plotly", "report.html", "transport")],
+)
+def test_a_missing_package_leaves_out_its_file_and_the_summary_has_the_pip_line(
+    tmp_path, network, answer, monkeypatch, package, name, extra
+):
+    whole = output.write_outputs(tmp_path, network, summary={}, **answer)
+    original = importlib.import_module
 
-    def without(name, *arguments, **options):
-        if name.startswith("matplotlib"):
-            raise ImportError(name)
-        return original(name, *arguments, **options)
+    def missing(wanted, *arguments):
+        if wanted.startswith(package):
+            raise ImportError(wanted)
+        return original(wanted, *arguments)
 
-    def missing(name, *arguments):
-        return without(name)
-
-    monkeypatch.setattr("importlib.import_module", missing)
+    monkeypatch.setattr(importlib, "import_module", missing)
     written = output.write_outputs(tmp_path, network, summary={}, **answer)
-    assert set(written) == {"design.csv", "shares.csv", "summary.json"}
+    assert set(written) == set(whole) - {name}
+    assert not (tmp_path / name).exists()  # that of an earlier design would be taken for this one's
+    reason = json.loads(written["summary.json"].read_text())["not_written"][name]
+    assert f"pip install 'blocc[{extra}]'" in reason
 
 
 def test_unwritable_places(tmp_path, network, answer):
@@ -186,8 +199,84 @@ def test_unwritable_places(tmp_path, network, answer):
         output.write_outputs(tmp_path / "taken", network, summary={}, **answer)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_read_only_directory(tmp_path, network, answer):
-    tmp_path.chmod(0o500)
-    with pytest.raises(InvalidInputError, match="Permission denied"):
-        output.write_outputs(tmp_path, network, summary={}, **answer)
+# ---- GeoJSON --------------------------------------------------------------------------------------------------------
+
+
+def position(value):
+    longitude, latitude = value
+    return -180 <= longitude <= 180 and -90 <= latitude <= 90
+
+
+def check_geojson(text):
+    """The rules of RFC 7946 that such a file can break, by hand; returns links and stations."""
+    collection = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert set(collection) == {"type", "features"}  # no crs: section 4
+    assert collection["type"] == "FeatureCollection"
+    for feature in collection["features"]:
+        assert set(feature) == {"type", "geometry", "properties"}
+        assert feature["type"] == "Feature"
+        geometry = feature["geometry"]
+        if geometry["type"] == "LineString":
+            assert len(geometry["coordinates"]) >= 2
+            assert all(map(position, geometry["coordinates"]))
+        else:
+            assert geometry["type"] == "Point"
+            assert position(geometry["coordinates"])
+    kinds = ("LineString", "Point")
+    return tuple(
+        [f for f in collection["features"] if f["geometry"]["type"] == kind] for kind in kinds
+    )
+
+
+def test_geojson_holds_every_link_with_its_figures_longitude_first(tmp_path):
+    seville = networks.load("seville")
+    m = len(seville.link_id)
+    capacity = np.where(np.arange(m) % 3 == 0, 0.0, 1.0 + np.arange(m))
+    flow, price = 0.25 * capacity, np.full(m, np.nan)
+    shares = np.zeros(len(seville.trips))
+    written = output.write_outputs(
+        tmp_path,
+        seville,
+        capacity=capacity,
+        flow=flow,
+        price=price,
+        share=shares,
+        path_cost=shares,
+        summary={},
+    )
+    links, stations = check_geojson(written["design.geojson"].read_bytes())
+    nodes = seville.to_tables().nodes.set_index("node")
+    assert len(links) == m
+    assert len(stations) == len(nodes)
+    for i, feature in enumerate(links):
+        properties = feature["properties"]
+        ends = [properties["from_node"], properties["to_node"]]
+        assert (
+            feature["geometry"]["coordinates"]
+            == nodes.loc[ends, ["longitude", "latitude"]].to_numpy().tolist()
+        )
+        assert properties["link_id"] == seville.link_id[i]
+        assert properties["capacity"] == capacity[i]
+        assert properties["flow"] == flow[i]
+        assert properties["price"] is None
+        assert properties["load"] == (0.25 if capacity[i] else None)
+
+
+label = strategies.text(min_size=1, max_size=20).filter(
+    lambda text: text == text.strip() and text.isprintable()
+)
+
+
+@given(labels=strategies.lists(label, min_size=3, max_size=3, unique=True))
+@settings(max_examples=40, deadline=None)
+def test_geojson_carries_any_label(labels):
+    links, demand, _ = networks.load("three_node").to_tables()
+    names = dict(zip([1, 2, 3], labels, strict=True))
+    for table, columns in ((links, ["from_node", "to_node"]), (demand, ["origin", "destination"])):
+        for column in columns:
+            table[column] = table[column].map(names)
+    nodes = {"node": labels, "longitude": [0.0, 10.0, 20.0], "latitude": [50.0, 51.0, -52.0]}
+    named = networks.from_tables(links, demand, nodes)
+    ones = np.ones(6)
+    _, stations = check_geojson(output.geojson(named, output._design(named, ones, ones, ones)))
+    assert [feature["properties"]["node"] for feature in stations] == list(named.nodes)

@@ -30,6 +30,7 @@ _LABELLED = 60
 _SEVERAL_HOVER_POINTS = 500  # links; below, each one can be hit at three places
 _POINTS = 1500  # of a curve
 _BINS = 10
+_ZERO = 1e-6  # prices below this part of the largest are rounding of the solver
 
 # Gold to violet: dark enough on white, light enough on black, and told apart by the colour-blind.
 _SCALE = ((0.87, 0.65, 0.12), (0.90, 0.42, 0.24), (0.75, 0.22, 0.43), (0.53, 0.26, 0.76))
@@ -74,6 +75,7 @@ def render(
     """
     plotly = require("plotly.offline", "transport", "report.html")
     price = np.nan_to_num(price)  # links that nobody can use may have none
+    price = np.where(price > _ZERO * np.max(price[capacity > 0], initial=0.0), price, 0.0)
     load = np.divide(flow, capacity, out=np.zeros_like(flow), where=capacity > 0)
     figures = {
         "map": design_map(network, capacity, flow, price, load),
@@ -225,8 +227,7 @@ def _map_text(capacity: Array, load: Array, summary: Mapping[str, Any]) -> str:
 
 
 def _bottlenecks(network: Network, capacity: Array, flow: Array, price: Array, load: Array) -> str:
-    least = 1e-6 * float(np.max(price[capacity > 0], initial=0.0))  # below: rounding of the solver
-    built = np.flatnonzero((capacity > 0) & (price > least))
+    built = np.flatnonzero((capacity > 0) & (price > 0))
     if not len(built):
         return "<p>No link that was built is scarce: no passenger would pay for more capacity.</p>"
     order = built[np.argsort(-price[built], kind="stable")][:_ROWS]
@@ -849,7 +850,7 @@ function draw() {
   for (const [name, figure] of Object.entries(figures)) {
     const options = { responsive: true, displaylogo: false, scrollZoom: false,
       displayModeBar: name === "map" ? "hover" : false,
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+      modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]] };
     Plotly.react(name, stations(figure.data), themed(name, figure.layout), options);
   }
 }

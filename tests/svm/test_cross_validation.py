@@ -23,6 +23,8 @@ from blocc.applications.svm.cross_validation import (
 from blocc.applications.svm.data import load
 from blocc.certificate import certify
 
+from .test_box_svm import primal_value
+
 LOG_C = (math.log(1e-5), math.log(1e5))
 
 
@@ -229,7 +231,7 @@ def test_penalised_weights_keep_the_lower_problem_inside(model):
     fold = model.folds[0]
     both = fold.penalized(1.0, np.full(6, 0.5), 4.0)
     (answer,) = box_svm.solve([both], tol=1e-10)
-    value = 4.0 / fold.total * box_svm.primal_value(both, answer.w, answer.b)
+    value = 4.0 / fold.total * primal_value(both, answer.w, answer.b)
     strength = 0.5 * 4.0 / fold.total * float(answer.w @ answer.w)
     expected = strength + 4.0 * fold.train.mean(answer.w, answer.b)
     assert value == pytest.approx(expected + fold.validation.mean(answer.w, answer.b))

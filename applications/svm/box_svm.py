@@ -27,8 +27,10 @@ from blocc.errors import LowerNotSolvedError
 
 Array = Any
 OUTER_STEPS, NEWTON_STEPS, SEARCH_STEPS = 40, 100, 40
-STIFFNESS, GROWTH = 1.0, 10.0  # penalty on the kinks, relative to the losses' scale; its growth a multiplier step
-WARM = 10.0  # times stiffer from a warm start
+STIFFNESS, GROWTH = (
+    1.0,
+    10.0,
+)  # penalty on the kinks, relative to the losses' scale; its growth a multiplier step
 BOUNDS = 3.0  # penalty on the bounds, relative to that on all rows together
 INNER_TOL = 1e-8
 
@@ -99,7 +101,9 @@ def solve(
         If a gap stays above tol.
     """
     starts = [None] * len(problems) if warm is None else warm
-    return [_solve_one(problem, start, tol) for problem, start in zip(problems, starts, strict=True)]
+    return [
+        _solve_one(problem, start, tol) for problem, start in zip(problems, starts, strict=True)
+    ]
 
 
 def _solve_one(problem: BoxSVM, start: Answer | None, tol: float) -> Answer:
@@ -121,7 +125,7 @@ def _solve_one(problem: BoxSVM, start: Answer | None, tol: float) -> Answer:
         b,
         np.clip(alpha, 0.0, weights),
         bound_dual,
-        STIFFNESS * scale * (1.0 if start is None else WARM),
+        STIFFNESS * scale,
         tol,
     )
     w, b, alpha, force, value, lower_value, steps = found
@@ -174,8 +178,21 @@ def _augmented_lagrangian(
         bound_stiffness = BOUNDS * stiffness * squares
         for _ in range(NEWTON_STEPS):
             force = _newton_system(
-                rows, signs, weights, strength, bound, w, alpha, bound_dual, stiffness,
-                bound_stiffness, residual, pressed, pressed_bounds, gradient, hessian,
+                rows,
+                signs,
+                weights,
+                strength,
+                bound,
+                w,
+                alpha,
+                bound_dual,
+                stiffness,
+                bound_stiffness,
+                residual,
+                pressed,
+                pressed_bounds,
+                gradient,
+                hessian,
             )
             largest = np.max(np.abs(force)) + 1e-12 * total
             error = np.max(np.abs(gradient[:features])) / largest
@@ -187,8 +204,18 @@ def _augmented_lagrangian(
                 break
             moved[:] = -np.dot(rows, step[:features]) - signs * step[features]
             length = _line_search(
-                descent, strength, w, step, residual, moved, alpha, weights, stiffness,
-                bound_dual, bound, bound_stiffness,
+                descent,
+                strength,
+                w,
+                step,
+                residual,
+                moved,
+                alpha,
+                weights,
+                stiffness,
+                bound_dual,
+                bound,
+                bound_stiffness,
             )
             w = w + length * step[:features]
             b += length * step[features]

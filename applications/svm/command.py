@@ -233,6 +233,11 @@ def _read(pandas: Any, path: Path, target: str) -> tuple[list[str], Any, Any]:
         raise InvalidInputError(f"{path}: no such file") from error
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         raise InvalidInputError(f"{path}: not a readable CSV table ({error})") from error
+    if len(table.columns) == 1 and (wrong := _separator(str(table.columns[0]))):
+        raise InvalidInputError(
+            f"{path}: its cells are separated by {wrong}; write the table with commas "
+            "(and decimal points)"
+        )
     if target not in table.columns:
         raise InvalidInputError(
             f"{path}: no column {target!r}; it has {', '.join(map(str, table.columns))}"
@@ -253,6 +258,13 @@ def _read(pandas: Any, path: Path, target: str) -> tuple[list[str], Any, Any]:
             raise InvalidInputError(f"{path}: column {name!r} has infinite entries")
     names = [str(name) for name in features.columns]
     return names, features.to_numpy(dtype=float), labels.to_numpy()
+
+
+def _separator(header: str) -> str | None:
+    """What separates the cells of a header that has no comma."""
+    return next(
+        (name for mark, name in ((";", "semicolons"), ("\t", "tabs")) if mark in header), None
+    )
 
 
 def _plot(path: Path, names: list[str], model: Any) -> None:

@@ -40,7 +40,7 @@ from blocc.result import Result, Status
 from blocc.sets import Box, ConvexSet
 
 Array = Any
-GRID = (1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2, 1e3)
+GRID = tuple(10.0**exponent for exponent in np.arange(-3.0, 3.1, 0.5).tolist())
 GRID_TOL = 1e-4
 ACCURACIES = (1e-10, 1e-8, 1e-6)
 ENTRIES = 250_000  # of the data, beyond which budgets shrink
@@ -181,22 +181,13 @@ class CrossValidationModel:
     ) -> list[Answer]:
         """Solve the followers' problems, in threads."""
 
-        jobs = min(self.n_jobs, len(problems))
-        found: list[Answer]
-        if jobs == 1:
-            found = box_svm.solve(problems, tol=tol, warm=warm)
-            return found
-        parts = np.array_split(np.arange(len(problems)), jobs)
+        def solve(problem: BoxSVM, start: Answer | None) -> Answer:
+            return box_svm.solve([problem], tol=tol, warm=[start])[0]
 
-        def solve(part: Array) -> list[Answer]:
-            chosen = [problems[index] for index in part]
-            answers: list[Answer] = box_svm.solve(
-                chosen, tol=tol, warm=[warm[index] for index in part]
-            )
-            return answers
-
-        with ThreadPoolExecutor(jobs) as pool:
-            return [answer for part in pool.map(solve, parts) for answer in part]
+        if self.n_jobs == 1:
+            return list(map(solve, problems, warm))
+        with ThreadPoolExecutor(min(self.n_jobs, len(problems))) as pool:
+            return list(pool.map(solve, problems, warm))
 
     def _saddle(
         self,
@@ -455,9 +446,10 @@ def tune(
         center = math.log(plain.kernel_map.first_width)
         points = [np.append(x, center + shift) for shift in WIDTH_GRID for x in points]
     with progress.timed("grid"):
-        tried = []
+        tried, warm = [], None
         for x in points:
-            y = plain.lower(x, tol=GRID_TOL).y
+            saddle = plain.lower(x, tol=GRID_TOL, warm=warm)
+            y, warm = saddle.y, saddle.warm
             tried.append((math.exp(float(x[0])), plain.upper(x, y), x, y))
     C, _, at_grid, y = min(tried, key=lambda trial: trial[1])
     start = at_grid
@@ -484,6 +476,9 @@ def tune(
     status = Status.LOWER_NOT_SOLVED
     if certificate.lower_ok(tol):
         status = Status.STATIONARY if certificate.ok(tol) else Status.FEASIBLE
+    message = status.value
+    if status is Status.FEASIBLE:
+        message = f"{message}: the search ended with its budget of {search.evaluations} evaluations"
     progress.timings["total"] = progress.seconds
     result = Result(
         x=certified.x,
@@ -496,7 +491,7 @@ def tune(
         certificate=certificate,
         records=tuple(progress.records),
         timings=dict(progress.timings),
-        message=status.value,
+        message=message,
     )
     return Tuning(result, [(C, value) for C, value, _, _ in tried], search.evaluations)
 

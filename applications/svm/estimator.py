@@ -381,6 +381,15 @@ class BilevelSVC(ClassifierMixin, _BilevelSVM):  # type: ignore[misc]
         self._publish(machines, X.shape[1])
         return self
 
+    def __getattr__(self, name: str) -> Any:
+        """Say what to do about probabilities, which this machine does not have."""
+        if name in ("predict_proba", "predict_log_proba"):
+            raise AttributeError(
+                f"BilevelSVC has no {name}: its scores are not probabilities, as in LinearSVC. Use "
+                "decision_function, or wrap it in sklearn.calibration.CalibratedClassifierCV"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def decision_function(self, X: Any) -> Array:
         """Signed scores: shape (n_samples,) for two classes, (n_samples, n_classes) otherwise."""
         check_is_fitted(self)

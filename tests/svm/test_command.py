@@ -67,6 +67,17 @@ def test_bad_tables(tmp_path, change, target, message):
         tune(tmp_path / "t.csv", target, tmp_path / "out")
 
 
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_another_separator_is_named(tmp_path, mark, name):
+    pd.DataFrame({"a": [0.5, 1.0], "kind": [0, 1]}).to_csv(
+        tmp_path / "t.csv", sep=mark, index=False
+    )
+    with pytest.raises(
+        InvalidInputError, match=f"separated by {name}; write the table with commas"
+    ):
+        tune(tmp_path / "t.csv", "kind", tmp_path / "out")
+
+
 def test_no_file(tmp_path):
     with pytest.raises(InvalidInputError, match="no such file"):
         tune(tmp_path / "none.csv", "y", tmp_path / "out")

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import scipy.sparse
 from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_iris, make_classification, make_moons, make_regression
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
 from sklearn.pipeline import make_pipeline
@@ -15,6 +16,7 @@ from sklearn.svm import SVC, SVR
 from sklearn.utils.estimator_checks import check_estimator
 
 import blocc
+from benchmarks.svm_study import irrelevant_features
 from blocc.applications.svm import BilevelSVC, BilevelSVR
 
 
@@ -153,16 +155,30 @@ def test_rbf_kernel_solves_what_a_line_cannot():
     assert not hasattr(kernel, "coef_")
 
 
+def with_noise_features(seed):
+    X, y = irrelevant_features(noise=40, seed=seed)
+    return X[:200], y[:200], X[200:], y[200:]
+
+
 def test_irrelevant_features_are_switched_off():
-    X, y = make_classification(
-        300, 40, n_informative=4, n_redundant=0, shuffle=False, random_state=2, class_sep=1.0
-    )
-    X_test, y_test = X[150:], y[150:]
-    model = BilevelSVC(random_state=0).fit(X[:150], y[:150])
-    plain = BilevelSVC(feature_bounds=False, random_state=0).fit(X[:150], y[:150])
-    assert model.feature_importances_[:4].sum() > 0.4
-    assert np.sum(model.feature_importances_ < 1e-3) >= 5
-    assert model.score(X_test, y_test) > plain.score(X_test, y_test)
+    X, y, _, _ = with_noise_features(0)
+    model = BilevelSVC(random_state=0).fit(X, y)
+    plain = BilevelSVC(feature_bounds=False, random_state=0).fit(X, y)
+    share = model.feature_importances_[:10].sum()
+    assert share > 1.2 * plain.feature_importances_[:10].sum()
+    assert np.sum(model.feature_importances_[10:] < 1e-3) >= 5
+
+
+@pytest.mark.slow
+def test_bounds_raise_the_accuracy_where_most_features_are_irrelevant():
+    gains = []
+    for seed in range(6):
+        X, y, X_test, y_test = with_noise_features(seed)
+        bounded, plain = (
+            BilevelSVC(feature_bounds=bounds, random_state=0).fit(X, y) for bounds in (True, False)
+        )
+        gains.append(bounded.score(X_test, y_test) - plain.score(X_test, y_test))
+    assert np.mean(gains) > 0.005
 
 
 def test_regression():
@@ -295,3 +311,11 @@ def test_status_is_honest(fitted):
     certificate = fitted.result_.certificate
     stationary = fitted.result_.status is blocc.Status.STATIONARY
     assert stationary == (certificate.stationarity <= 1e-6)
+
+
+def test_probabilities_are_refused_with_a_way_out_that_works(fitted, two_classes):
+    assert not hasattr(fitted, "predict_proba")
+    with pytest.raises(AttributeError, match="CalibratedClassifierCV"):
+        fitted.predict_proba(two_classes[0])
+    calibrated = CalibratedClassifierCV(BilevelSVC(folds=2, random_state=0), cv=2).fit(*two_classes)
+    assert calibrated.predict_proba(two_classes[0]).sum(axis=1) == pytest.approx(1.0)

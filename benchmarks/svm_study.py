@@ -38,11 +38,12 @@ from sklearn.svm import LinearSVC
 from benchmarks.baselines import blocc_published, gam, lv_hba, sflcb
 from benchmarks.baselines.common import Outcome, Problem
 from blocc.applications.svm import BilevelSVC, SlackBoundProblem
-from blocc.applications.svm.data import load, study_splits
+from blocc.applications.svm.data import Split, load, study_splits
 from blocc.errors import LowerLevelError
 
 Array = Any
 UPPERS = ("squared", "norm")
+SELECTION_COLUMNS = ("dataset", "seed", "method", "cv_loss", "test_accuracy", "cpu_seconds")
 
 
 def _blocc_now(problem: SlackBoundProblem, data: Problem, seed: int) -> Outcome:
@@ -69,34 +70,46 @@ def slack_bounds(splits: int) -> pd.DataFrame:
     rows = []
     for dataset in ("diabetes", "fourclass"):
         for split in study_splits(dataset, splits):
-            for upper in UPPERS:
-                for method, (function, penalty) in METHODS.items():
-                    problem = SlackBoundProblem(
-                        split.X_train, split.y_train, split.X_val, split.y_val, upper, penalty
-                    )
-                    model = problem.model
-                    data = Problem(model.train, model.validation, upper, penalty)
-                    bound = problem.solve().bound
-                    began = time.process_time()
-                    with np.errstate(over="ignore", invalid="ignore"):
-                        if function is None:
-                            outcome = _blocc_now(problem, data, split.seed)
-                        else:
-                            outcome = function(data, split.seed)
-                        seconds = time.process_time() - began
-                        row = _measure(problem, data, outcome, split)
-                    rows.append(
-                        {
-                            "dataset": dataset,
-                            "seed": split.seed,
-                            "upper": upper,
-                            "method": method,
-                            "cpu_seconds": seconds,
-                            "F_star": bound,
-                            **row,
-                        }
-                    )
+            rows += _slack_split(dataset, split)
         print(f"slack bounds: {dataset} done", flush=True)
+    return slack_table(rows)
+
+
+def _slack_split(dataset: str, split: Split) -> list[dict[str, Any]]:
+    rows = []
+    for upper in UPPERS:
+        for method, (function, penalty) in METHODS.items():
+            problem = SlackBoundProblem(
+                split.X_train, split.y_train, split.X_val, split.y_val, upper, penalty
+            )
+            model = problem.model
+            data = Problem(model.train, model.validation, upper, penalty)
+            bound = problem.solve().bound
+            began = time.process_time()
+            with np.errstate(over="ignore", invalid="ignore"):
+                outcome = (
+                    _blocc_now(problem, data, split.seed)
+                    if function is None
+                    else function(data, split.seed)
+                )
+                seconds = time.process_time() - began
+                row = _measure(problem, data, outcome, split)
+            rows.append(
+                {
+                    "dataset": dataset,
+                    "seed": split.seed,
+                    "upper": upper,
+                    "method": method,
+                    "cpu_seconds": seconds,
+                    "F_star": bound,
+                    **row,
+                }
+            )
+    return rows
+
+
+def slack_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows of all splits, with the objectives as multiples of F* above it."""
     table = pd.DataFrame(rows)
     table["reported_above_F_star"] = table["upper_reported"] / table["F_star"] - 1.0
     table["true_above_F_star"] = table["upper_at_response"] / table["F_star"] - 1.0
@@ -196,8 +209,7 @@ def selection(splits: int) -> pd.DataFrame:
         for seed in range(splits):
             rows += [(name, seed, *row) for row in _selection_of_split(X, y, seed)]
         print(f"selection: {name} done", flush=True)
-    columns = ["dataset", "seed", "method", "cv_loss", "test_accuracy", "cpu_seconds"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=list(SELECTION_COLUMNS))
 
 
 def _selection_of_split(X: Array, y: Array, seed: int) -> list[tuple[str, float, float, float]]:
@@ -272,26 +284,31 @@ def irrelevant(draws: int) -> pd.DataFrame:
     rows = []
     for noise in (0, 10, 40, 90):
         for seed in range(draws):
-            X, y = irrelevant_features(noise, seed)
-            X = StandardScaler().fit(X[:200]).transform(X)
-            for method, machine in _machines(seed).items():
-                began = time.process_time()
-                machine.fit(X[:200], y[:200])
-                seconds = time.process_time() - began
-                fitted = getattr(machine, "best_estimator_", machine)
-                weights = np.abs(fitted.coef_[0])
-                rows.append(
-                    {
-                        "irrelevant": noise,
-                        "seed": seed,
-                        "method": method,
-                        "accuracy": float(np.mean(machine.predict(X[200:]) == y[200:])),
-                        "weight_on_informative": weights[:10].sum() / weights.sum(),
-                        "cpu_seconds": seconds,
-                    }
-                )
+            rows += _irrelevant_draw(noise, seed)
         print(f"irrelevant: {noise} done", flush=True)
     return pd.DataFrame(rows)
+
+
+def _irrelevant_draw(noise: int, seed: int) -> list[dict[str, Any]]:
+    X, y = irrelevant_features(noise, seed)
+    X = StandardScaler().fit(X[:200]).transform(X)
+    rows = []
+    for method, machine in _machines(seed).items():
+        began = time.process_time()
+        machine.fit(X[:200], y[:200])
+        seconds = time.process_time() - began
+        weights = np.abs(getattr(machine, "best_estimator_", machine).coef_[0])
+        rows.append(
+            {
+                "irrelevant": noise,
+                "seed": seed,
+                "method": method,
+                "accuracy": float(np.mean(machine.predict(X[200:]) == y[200:])),
+                "weight_on_informative": weights[:10].sum() / weights.sum(),
+                "cpu_seconds": seconds,
+            }
+        )
+    return rows
 
 
 def _machines(seed: int) -> dict[str, Any]:

@@ -395,7 +395,7 @@ def _primal(
     rows: Array, signs: Array, targets: Array, weights: Array, strength: float, w: Array, b: float
 ) -> float:
     residual = targets - np.dot(rows, w) - signs * b
-    value = 0.5 * strength * np.dot(w, w)
+    value: float = 0.5 * strength * np.dot(w, w)
     for i in range(len(residual)):
         value += weights[i] * max(residual[i], 0.0)
     return value
@@ -404,7 +404,7 @@ def _primal(
 @_compiled
 def _dual(alpha: Array, force: Array, targets: Array, strength: float, bound: Array) -> float:
     """Dual value; the bounds' multipliers are eliminated: given alpha, the best are those of the clipped weights."""
-    value = np.dot(alpha, targets)
+    value: float = np.dot(alpha, targets)
     for j in range(len(force)):
         weight = min(max(force[j] / strength, -bound[j]), bound[j])
         value += 0.5 * strength * weight * weight - force[j] * weight

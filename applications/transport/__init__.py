@@ -7,15 +7,21 @@
 """
 
 from .design import Answer, Design, design, respond
+from .equilibrium import Equilibrium, equilibrium
+from .expansion import Expansion, expand
 from .network import Network, from_networkx, from_tables, load
 from .roads import RoadNetwork, load_roads, roads_from_tables
 
 __all__ = [
     "Answer",
     "Design",
+    "Equilibrium",
+    "Expansion",
     "Network",
     "RoadNetwork",
     "design",
+    "equilibrium",
+    "expand",
     "from_networkx",
     "from_tables",
     "load",

@@ -23,7 +23,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.sparse import csr_array
 from scipy.special import expit
 
 from blocc.applications.transport.network import Network
@@ -161,20 +160,7 @@ class TransitModel:
         limited = np.isfinite(x)
         capacity = x[limited]
         over = (total[limited] - capacity) / (1.0 + capacity)
-        # What arrives minus what leaves, by origin and node, against the trips that should.
-        incidence = csr_array(
-            (
-                np.repeat([1.0, -1.0], paths.links),
-                (np.concatenate([paths.head, paths.tail]), np.tile(np.arange(paths.links), 2)),
-            ),
-            shape=(paths.nodes, paths.links),
-        )
-        arriving = incidence @ flows.T
-        carried = paths.trips * share
-        wanted = np.zeros_like(arriving)
-        np.add.at(wanted, (paths.destination, paths.origin_row), carried)
-        np.add.at(wanted, (paths.origin, paths.origin_row), -carried)
-        imbalance = np.abs(arriving - wanted) / (1.0 + np.abs(wanted))
+        imbalance = paths.imbalance(flows, paths.trips * share)
         violation = max(
             float(np.max(part, initial=0.0))
             for part in (over, imbalance, -flows, -share, share - 1.0)

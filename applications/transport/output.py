@@ -187,6 +187,37 @@ class _NotGeographicError(Exception):
     """GeoJSON knows only longitudes and latitudes."""
 
 
+def write_tables(
+    directory: str | PathLike[str],
+    tables: Mapping[str, Mapping[str, list[Any]]],
+    summary: Mapping[str, Any],
+) -> dict[str, Path]:
+    """Write tables as CSV files and a summary as summary.json.
+
+    Parameters
+    ----------
+    directory : path
+        Created if missing; files of the same names are replaced.
+    tables : mapping of file name to columns
+    summary : mapping
+        Plain values, as in :func:`write_outputs`.
+
+    Returns
+    -------
+    dict of str to Path
+        Where each file went, by its name.
+
+    Raises
+    ------
+    InvalidInputError
+        If the directory cannot be written.
+    """
+    contents = {name: _csv(columns) for name, columns in tables.items()}
+    text = json.dumps(_plain(summary), indent=2, allow_nan=False)
+    contents["summary.json"] = text.encode() + b"\n"
+    return {name: write_atomically(Path(directory) / name, data) for name, data in contents.items()}
+
+
 def geojson(network: Network, design: Mapping[str, Sequence[Any]]) -> bytes:
     """A design as GeoJSON (RFC 7946): a LineString for each link, a Point for each station, in WGS 84.
 

@@ -232,6 +232,29 @@ class PathNetwork:
         )
         return total.reshape(len(self.origins), self.links)
 
+    def imbalance(self, flows: Array, carried: Array) -> float:
+        """Largest relative violation of flow conservation, by origin and node.
+
+        Parameters
+        ----------
+        flows : array, (origins, links)
+            Link flows by origin.
+        carried : array, (pairs,)
+            Trips that each pair makes.
+        """
+        incidence = csr_array(
+            (
+                np.repeat([1.0, -1.0], self.links),
+                (np.concatenate([self.head, self.tail]), np.tile(np.arange(self.links), 2)),
+            ),
+            shape=(self.nodes, self.links),
+        )
+        arriving = incidence @ flows.T
+        wanted = np.zeros_like(arriving)
+        np.add.at(wanted, (self.destination, self.origin_row), carried)
+        np.add.at(wanted, (self.origin, self.origin_row), -carried)
+        return float(np.max(np.abs(arriving - wanted) / (1.0 + np.abs(wanted)), initial=0.0))
+
     def objective(self, link_flow: Array, share: Array, utility: Array) -> float:
         """Objective of link flows and shares."""
         entropy = xlogy(share, share) + xlogy(1 - share, 1 - share) - 1

@@ -16,6 +16,8 @@ The column names of TNTP tables, init_node and term_node, are understood as well
 
 from __future__ import annotations
 
+import importlib.resources
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -41,6 +43,7 @@ from blocc.applications.transport.network import (
 from blocc.applications.transport.paths import PathNetwork
 from blocc.errors import InvalidInputError
 
+ROADS = ("sioux_falls", "harker_friesz_1", "harker_friesz_2")
 LINK_COLUMNS = ("link_id", "from_node", "to_node", "capacity", "free_flow_time", "b", "power")
 DEMAND_COLUMNS = ("origin", "destination", "trips")
 _OLD_NAMES = {"init_node": "from_node", "term_node": "to_node"}
@@ -309,19 +312,20 @@ class RoadNetwork:
 
 
 def load_roads(
-    directory: str | PathLike[str],
+    name_or_directory: str | PathLike[str],
     *,
-    first_through_node: int = 1,
+    first_through_node: int | None = None,
     toll_factor: float = 0.0,
     distance_factor: float = 0.0,
 ) -> RoadNetwork:
-    """Load a road network from a directory with links.csv, demand.csv and, optionally, nodes.csv.
+    """Load a shipped road network by name, or a directory with links.csv, demand.csv and, optionally, nodes.csv.
 
     Parameters
     ----------
-    directory : str or path
-        Tables as in :mod:`blocc.applications.transport.roads`.
-    first_through_node : int
+    name_or_directory : str or path
+        ``"sioux_falls"``, ``"harker_friesz_1"`` or ``"harker_friesz_2"``; or a directory of tables as in
+        :mod:`blocc.applications.transport.roads`.
+    first_through_node : int, optional
         Nodes with a smaller number carry no through traffic (TNTP's rule).
     toll_factor, distance_factor : float
         Time that a unit of toll and of length is worth.
@@ -335,16 +339,22 @@ def load_roads(
     InvalidInputError
         If a file is missing or wrong: the message names file, line, column and remedy.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
+    directory: Any = Path(name_or_directory)
+    name = name_or_directory
+    if isinstance(name, str) and name in ROADS:
+        directory = importlib.resources.files("blocc.data") / "cndp" / name
+    elif not directory.is_dir():
         raise InvalidInputError(
-            f"{directory}: is not a directory; give one with links.csv and demand.csv"
+            f"{str(name)!r} is neither a shipped road network ({', '.join(ROADS)}) nor a directory; "
+            "give a directory with links.csv and demand.csv"
         )
+    else:
+        name = directory.resolve().name
     return build(
         _renamed(_read(directory, "links.csv", ())),
         _read(directory, "demand.csv", DEMAND_COLUMNS),
         _read(directory, "nodes.csv", ("node",), optional=True),
-        directory.resolve().name,
+        str(name),
         first_through_node=first_through_node,
         toll_factor=toll_factor,
         distance_factor=distance_factor,
@@ -357,7 +367,7 @@ def roads_from_tables(
     nodes: Any = None,
     name: str = "network",
     *,
-    first_through_node: int = 1,
+    first_through_node: int | None = None,
     toll_factor: float = 0.0,
     distance_factor: float = 0.0,
 ) -> RoadNetwork:
@@ -411,7 +421,7 @@ def build(
     nodes: _Table | None,
     name: str,
     *,
-    first_through_node: int,
+    first_through_node: int | None,
     toll_factor: float,
     distance_factor: float,
     volume: Floats | None = None,
@@ -467,9 +477,8 @@ def build(
     for row in np.flatnonzero(capacity == 0).tolist():
         raise links.error(row, "capacity", "the capacity is 0; write a number above 0")
     labels = _typed(texts)
-    through = np.array(
-        [not (isinstance(label, int) and label < first_through_node) for label in labels]
-    )
+    first = -math.inf if first_through_node is None else first_through_node
+    through = np.array([not (isinstance(label, int) and label < first) for label in labels])
     positions, geographic = None, False
     if nodes is not None:
         if "through" in nodes.columns:

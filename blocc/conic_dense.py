@@ -21,7 +21,7 @@ Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
 
 INFINITE = 1e30  # bounds beyond are none
-_SOLVED = 1  # DAQP's exit flag
+_SOLVED = 1  # DAQP's exit flag; above, it claims less, and the residual below decides
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def solve_dense_qp(
     z, _, flag, info = daqp.solve(
         P, q, A, top, bottom, sense, primal_tol=tol, dual_tol=tol, eps_prox=-1.0, iter_limit=2000
     )
-    if flag != _SOLVED:
+    if flag < _SOLVED:
         return None
     dual = np.asarray(info["lam"])
     # DAQP can call a wrong answer solved (a Hessian of rounding size is enough): look at the KKT residual

@@ -723,6 +723,10 @@ class BilevelProblem:
             iterations=sum(saddle.iterations for saddle in saddles),
         )
 
+    def value_hessian(self, x: Vector) -> Matrix | None:
+        """Hessian of v at x where the lower level is quadratic and its active set does not change, else None."""
+        return None if self._quadratic is None else self._quadratic.value_hessian(x)
+
     def penalized(self, x: Vector, gamma: float, *, tol: float = _TOL, warm: Any = None) -> Saddle:
         """Saddle point of ``min_y f + gamma g`` under the lower constraints and the upper ones that involve y."""
         if self._penalized is None:

@@ -25,6 +25,7 @@ from blocc.model import Saddle
 #: Largest number of rows times columns for which dense linear algebra is used.
 DENSE_LIMIT = 40_000
 _SHARP = 1e-9  # gap and violation above which an answer is left to the interior-point method
+_NEAR = 1e-7  # slack or multiplier, relative, that is not told from zero
 _CURVED = 1e-12  # least eigenvalue of a convex quadratic, relative: rounding may make it negative
 
 
@@ -130,6 +131,36 @@ class QuadraticProgram:
             return None
         return answer, value, gradient, gap, outside
 
+    def value_hessian(self, x: Vector, answer: QuadraticAnswer) -> Matrix | None:
+        """Hessian of the value at x, None where the active rows are degenerate."""
+        y, dual, n = answer.z, answer.dual, len(answer.z)
+        right = -(self._offset + self._given @ x)
+        high = np.concatenate([self._high, right])
+        low = np.concatenate([self._low, self._none, right[self.inequalities :]])
+        at = np.concatenate([y, self._rows @ y])
+        near = np.minimum(high - at, at - low) <= _NEAR * (1.0 + np.abs(at))
+        active = np.abs(dual) > _NEAR * (1.0 + np.abs(dual).max(initial=0.0))
+        active[n + self.inequalities :] = True
+        if np.any(near != active):
+            return None
+        free = np.flatnonzero(~active[:n])
+        held = active[n:]
+        rows = self._rows[held][:, free]
+        k, m = len(free), len(rows)
+        if m > k:
+            return None
+        kkt = np.zeros((k + m, k + m))
+        kkt[:k, :k] = self._hessian[np.ix_(free, free)]
+        kkt[:k, k:], kkt[k:, :k] = rows.T, rows
+        cross = np.vstack([self._cross[:, free].T, self._given[held]])
+        try:
+            moved = np.linalg.solve(kkt, -cross)
+        except np.linalg.LinAlgError:
+            return None
+        if not np.abs(moved).max(initial=0.0) < 1e8:
+            return None
+        return np.asarray(self._hessian_x + cross.T @ moved)
+
 
 class QuadraticLower:
     """The lower level as a quadratic program; see :func:`quadratic_lower`."""
@@ -138,7 +169,15 @@ class QuadraticLower:
         self.program = program
         n, m = len(program._slope), program.inequalities
         first = {"inequality": n, "equality": n + m, "lower": 0, "upper": 0}
+        self._last: tuple[Vector, QuadraticAnswer] | None = None
         self._blocks = [(block, first[block.kind] + block.entries) for block in blocks]
+
+    def value_hessian(self, x: Vector) -> Matrix | None:
+        """Hessian of the value at x, from the KKT system of the active rows; None where these are not clear."""
+        if self._last is None or not np.array_equal(self._last[0], x):
+            if self.saddle(x) is None or self._last is None:
+                return None
+        return self.program.value_hessian(x, self._last[1])
 
     def saddle(self, x: Vector) -> Saddle | None:
         """Saddle point at x, None where it is not sharp.
@@ -155,6 +194,7 @@ class QuadraticLower:
         if found is None:
             return None
         answer, value, gradient, gap, violation = found
+        self._last = x, answer
         return Saddle(
             y=answer.z,
             duals=self._duals(answer.dual),

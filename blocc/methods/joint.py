@@ -105,6 +105,15 @@ class HasDerivatives(Protocol):
         ...
 
 
+@runtime_checkable
+class HasValueHessian(Protocol):
+    """Optional capability: the curvature of v where the lower level's active set does not change."""
+
+    def value_hessian(self, x: Vector) -> Vector | None:
+        """Hessian of v at x; None where it is not known."""
+        ...
+
+
 @dataclass(frozen=True)
 class JointPoint:
     """A point that the method reached.
@@ -214,8 +223,12 @@ class _Merit:
         if self.gamma > 0:
             x = here.v[:n]
             if self._bent is None or not np.array_equal(x, self._bent):
-                columns = np.array([self._value_curvature(here, k) for k in range(n)])
-                self._bent, self.bend = x, 0.5 * (columns + columns.T)
+                bend = None
+                if isinstance(self.model, HasValueHessian):
+                    bend = self.model.value_hessian(x)
+                if bend is None:
+                    bend = np.array([self._value_curvature(here, k) for k in range(n)])
+                self._bent, self.bend = x, 0.5 * (bend + bend.T)
             hessian[:n, :n] -= self.gamma * self.bend
         return np.where(np.isfinite(hessian), hessian, 0.0)
 
@@ -874,8 +887,8 @@ class Joint:
         It needs no derivative, so it also reaches optima at the edge of dom v, where the slope of
         v is unbounded.
         """
-        step = 1e-3
-        while self.best is not None and evaluations > 0 and step > 1e-10:
+        step, least = 1e-3, 1e-7
+        while self.best is not None and evaluations > 0 and step > least:
             moved = False
             for k in range(self.nx):
                 for sign in (1.0, -1.0):
@@ -886,7 +899,8 @@ class Joint:
                     evaluations -= 1
                     if point is not None and point.better(self.best):
                         self.best, moved = point, True
-            step *= 2.0 if moved else 0.2
+            least = 1e-10 if moved else least  # the runs had not reached the end
+            step *= 2.0 if moved else 0.1
 
     def stationarity(self, point: JointPoint, gamma: float = LOCAL[-1]) -> float:
         """Relative decrease of ``f + gamma (g - v)`` that a run from the point still finds.

@@ -312,9 +312,11 @@ class ConicProgram:
         solution = self._solver.solve()
         status = str(solution.status)
         if "PrimalInfeasible" in status:
-            raise LowerInfeasibleError(
+            error = LowerInfeasibleError(
                 "no point satisfies the constraints (Clarabel's certificate)"
             )
+            error.ray = np.asarray(solution.z)
+            raise error
         if "DualInfeasible" in status:
             raise LowerUnboundedError("the objective is unbounded below (Clarabel's certificate)")
         z, dual = np.asarray(solution.x), np.asarray(solution.z)
@@ -392,9 +394,9 @@ class ConicProgram:
         """Values of ``variables``, stacked in Fortran order."""
         return np.asarray(self._primal_map @ answer.z)
 
-    def multipliers(self, answer: ConicAnswer) -> list[Vector]:
+    def multipliers(self, dual: Vector) -> list[Vector]:
         """Multipliers of ``constraints``, flat in Fortran order, in CVXPY's sign."""
-        flat = np.asarray(self._dual_map @ answer.dual)
+        flat = np.asarray(self._dual_map @ dual)
         return [flat[start:end] for start, end in itertools.pairwise(self._dual_ends)]
 
 

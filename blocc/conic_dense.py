@@ -21,7 +21,7 @@ Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
 
 INFINITE = 1e30  # bounds beyond are none
-_SOLVED = 1  # DAQP's exit flag; above, it claims less, and the residual below decides
+_INFEASIBLE, _UNBOUNDED = -1, -3  # DAQP's exit flags; a positive one claims an answer
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,10 @@ def solve_dense_qp(
     z, _, flag, info = daqp.solve(
         P, q, A, top, bottom, sense, primal_tol=tol, dual_tol=tol, eps_prox=-1.0, iter_limit=2000
     )
-    if flag < _SOLVED:
+    if flag in (_INFEASIBLE, _UNBOUNDED):
         return None
+    if flag < 0:  # it went in circles
+        return _interior_point(P, q, A, top, bottom, tol)
     dual = np.asarray(info["lam"])
     # DAQP can call a wrong answer solved (a Hessian of rounding size is enough): look at the KKT residual
     k = len(top) - len(A)

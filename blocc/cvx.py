@@ -8,8 +8,9 @@ terms of the lower objective in x alone are parameters too, so their gradient is
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import cvxpy as cp
@@ -22,15 +23,23 @@ from cvxpy.atoms.affine.wraps import nonneg_wrap, psd_wrap, symmetric_wrap
 
 from blocc.certificate import Certificate
 from blocc.conic import ConicAnswer, ConicProgram
-from blocc.cvx_check import Check, check_problem
+from blocc.cvx_check import Check, check_problem, contradiction
 from blocc.cvx_functions import Functions, Layout
 from blocc.cvx_global import branch_and_bound
-from blocc.cvx_quadratic import DualBlock, QuadraticLower, QuadraticProgram, quadratic_program
+from blocc.cvx_quadratic import (
+    DualBlock,
+    QuadraticLower,
+    QuadraticProgram,
+    named_infeasibility,
+    quadratic_program,
+)
 from blocc.errors import (
     InvalidInputError,
     LowerInfeasibleError,
     LowerLevelError,
+    LowerUnboundedError,
     SolveError,
+    SolveInterrupted,
     UnsupportedModelError,
 )
 from blocc.methods import homotopy
@@ -38,7 +47,7 @@ from blocc.methods.homotopy import METHODS, OnFailure
 from blocc.methods.joint import FINAL, LOCAL, MAX_VARIABLES, Derivatives, Joint, JointPoint
 from blocc.model import LowerResiduals, Relaxation, Saddle
 from blocc.progress import Progress, Record
-from blocc.result import Result, Status
+from blocc.result import Result, Status, read_archive, write_archive
 from blocc.sets import Box, ConvexSet
 
 Vector = npt.NDArray[np.float64]
@@ -52,8 +61,21 @@ _TOL = 1e-10
 def _named(constraints: Constraints, prefix: str) -> dict[str, Any]:
     if constraints is None:
         return {}
+    if isinstance(constraints, cp.constraints.constraint.Constraint):
+        raise InvalidInputError(
+            f"constraints must be a list or a dict, got a single constraint: write [{constraints}]"
+        )
+    if isinstance(constraints, cp.Variable):
+        raise InvalidInputError(
+            f"constraints must be a list or a dict, got the variable {constraints.name()!r}: "
+            "pass the upper variables as given=[...], and [] where there are no constraints"
+        )
     if isinstance(constraints, Mapping):
         named = dict(constraints)
+    elif not isinstance(constraints, Sequence) or isinstance(constraints, str):
+        raise InvalidInputError(
+            f"constraints must be a list or a dict of cvxpy constraints, got {_shown(constraints)}"
+        )
     else:
         named = {f"{prefix}_{k}": constraint for k, constraint in enumerate(constraints)}
     for name, constraint in named.items():
@@ -68,6 +90,13 @@ def _named(constraints: Constraints, prefix: str) -> dict[str, Any]:
     return named
 
 
+def _shown(thing: Any) -> str:
+    """How a wrong argument is named in an error."""
+    if isinstance(thing, cp.Problem):
+        return "a cvxpy.Problem: pass its .objective and its .constraints one by one"
+    return f"{type(thing).__name__}: {thing!r}"[:200]
+
+
 def _minimised(objective: Any, level: str) -> tuple[Any, float]:
     """Return the expression to minimise and the sign that turns it back into the user's."""
     if isinstance(objective, cp.Minimize):
@@ -75,16 +104,18 @@ def _minimised(objective: Any, level: str) -> tuple[Any, float]:
     if isinstance(objective, cp.Maximize):
         return -objective.args[0], -1.0
     raise InvalidInputError(
-        f"the {level} objective must be cvxpy.Minimize or cvxpy.Maximize, got {objective!r}"
+        f"the {level} objective must be cvxpy.Minimize or cvxpy.Maximize, got {_shown(objective)}"
     )
 
 
 def _refuse_integer(variables: Sequence[cp.Variable]) -> None:
     for variable in variables:
-        if variable.attributes.get("integer") or variable.attributes.get("boolean"):
+        kind = next((k for k in ("integer", "boolean") if variable.attributes.get(k)), None)
+        if kind is not None:
             raise UnsupportedModelError(
-                f"variable {variable.name()!r} is integer: blocc solves continuous bilevel problems only. "
-                "Relax it (drop integer=True / boolean=True), or use a mixed-integer bilevel solver."
+                f"variable {variable.name()!r} is {kind}: blocc solves continuous bilevel problems only. "
+                f"Relax it (drop {kind}=True{', set bounds=[0, 1]' if kind == 'boolean' else ''}), "
+                "or use a mixed-integer bilevel solver."
             )
 
 
@@ -257,6 +288,13 @@ def copy_on_plain_variables(
     return [pair[0] for pair in plain.values()], copied
 
 
+def on_plain_variables(constraints: Sequence[Any]) -> list[Any]:
+    """Copy constraints, their variables replaced by plain ones without attributes or bounds."""
+    plain = {v.id: _plain(v)[0] for constraint in constraints for v in constraint.variables()}
+    visitor = _Parametriser([], plain)
+    return [visitor.constraint(constraint) for constraint in constraints]
+
+
 def _explain(pieces: Mapping[str, Any]) -> str:
     """Name the smallest part that CVXPY cannot take as convex, and affine in its parameters."""
     remedy = (
@@ -315,9 +353,14 @@ class LowerProblem:
     def __init__(
         self, objective: Any, constraints: Constraints = None, given: Sequence[cp.Variable] = ()
     ) -> None:
-        self.given = [given] if isinstance(given, cp.Variable) else list(given)
-        if not all(isinstance(variable, cp.Variable) for variable in self.given):
-            raise InvalidInputError("given must be a list of cvxpy variables: the upper level's")
+        variables = [given] if isinstance(given, cp.Variable) else given
+        if not isinstance(variables, Sequence) or not all(
+            isinstance(variable, cp.Variable) for variable in variables
+        ):
+            raise InvalidInputError(
+                f"given must be a list of cvxpy variables, the upper level's, got {_shown(given)}"
+            )
+        self.given = list(variables)
         self.expression, self.sign = _minimised(objective, "lower")
         if self.expression.size != 1:
             raise InvalidInputError("the lower objective must be a scalar")
@@ -409,18 +452,25 @@ class _Compiled:
         weights[self._rows] = self.program.gradient(answer)[self._columns]
         return answer, np.asarray(jacobian.T @ weights)
 
-    def saddle(self, x: Vector, tol: float) -> Saddle:
-        """Saddle point at x."""
-        answer, gradient = self.solve(x, tol)
-        duals = {
+    def _duals(self, flat: Vector) -> dict[str, Any]:
+        return {
             name: value.reshape(shape, order="F")
             for name, value, shape in zip(
-                self.names, self.program.multipliers(answer), self.shapes, strict=True
+                self.names, self.program.multipliers(flat), self.shapes, strict=True
             )
         }
+
+    def saddle(self, x: Vector, tol: float) -> Saddle:
+        """Saddle point at x."""
+        try:
+            answer, gradient = self.solve(x, tol)
+        except LowerInfeasibleError as error:
+            if error.ray is not None:
+                raise named_infeasibility(error, self._duals(error.ray)) from None
+            raise
         return Saddle(
             y=self.program.primal(answer),
-            duals=duals,
+            duals=self._duals(answer.dual),
             value=answer.value,
             grad_x=gradient,
             gap=answer.gap,
@@ -479,11 +529,16 @@ class BilevelProblem:
     """
 
     def __init__(self, objective: Any, lower: Any, constraints: Constraints = None) -> None:
-        self.lowers: list[LowerProblem] = (
-            [lower] if isinstance(lower, LowerProblem) else list(lower)
-        )
-        if not self.lowers or not all(isinstance(item, LowerProblem) for item in self.lowers):
-            raise InvalidInputError("lower must be a LowerProblem or a non-empty list of them")
+        lowers = [lower] if isinstance(lower, LowerProblem) else lower
+        if (
+            not isinstance(lowers, Sequence)
+            or not lowers
+            or not all(isinstance(item, LowerProblem) for item in lowers)
+        ):
+            raise InvalidInputError(
+                f"lower must be a LowerProblem or a non-empty list of them, got {_shown(lower)}"
+            )
+        self.lowers: list[LowerProblem] = list(lowers)
         self.upper_constraints = _named(constraints, "upper")
         self.callable: UpperCallable | None = None
         self.expression: Any = None
@@ -799,9 +854,7 @@ class BilevelProblem:
         lower, upper = (bound[len(x) :] for bound in self.bounds)
         reach = np.where(gradient > 0, y - lower, upper - y)
         reach = np.where(np.isfinite(reach), np.maximum(reach, 0.0), 1.0 + np.abs(y))
-        bound = (
-            objective + lagrangian - float(np.abs(gradient) @ np.minimum(reach, 1.0 + np.abs(y)))
-        )
+        bound = objective + lagrangian - float(np.abs(gradient) @ reach)
         size = 1.0 + abs(objective)
         return LowerResiduals(
             objective=objective,
@@ -918,6 +971,8 @@ class BilevelProblem:
         method: str = "auto",
         warm_start: bool = False,
         callback: Callable[[Record], None] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: str | os.PathLike[str] | None = None,
     ) -> Result:
         """Solve the bilevel program and certify the answer.
 
@@ -949,6 +1004,10 @@ class BilevelProblem:
             (The compiled programs are always kept; this only says where to start.)
         callback : callable, optional
             Called with a dict after every stage.
+        checkpoint : path, optional
+            Written after every run of the joint method, or every stage of the others.
+        resume : path, optional
+            Continue from a checkpoint of the same problem and options.
 
         Returns
         -------
@@ -958,6 +1017,8 @@ class BilevelProblem:
         Raises
         ------
         SolveError, LowerLevelError, UnsupportedModelError, InvalidInputError
+        SolveInterrupted
+            On Ctrl-C, once there is a point: its ``result`` has the best one so far, certified as far as it is solved.
         """
         if on_failure not in ("raise", "return"):
             raise InvalidInputError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
@@ -979,10 +1040,13 @@ class BilevelProblem:
                 tol=tol,
                 progress=progress,
                 on_failure="return",
+                checkpoint=checkpoint,
+                resume=resume,
             )
             result = self._named_result(result)
         else:
-            result = self._solve_joint(starts, seed, tol, progress, global_)
+            kept = _Kept(self, checkpoint, resume, {"starts": starts, "seed": seed, "tol": tol})
+            result = self._solve_joint(starts, seed, tol, progress, global_, kept)
         for variable in self.layout.variables:
             values = result.x if variable.name() in result.x else result.y
             variable.save_value(np.asarray(values[variable.name()]))
@@ -1007,7 +1071,13 @@ class BilevelProblem:
         return np.clip(default, lower, upper)
 
     def _solve_joint(
-        self, starts: int | str, seed: int, tol: float, progress: Progress, global_: bool
+        self,
+        starts: int | str,
+        seed: int,
+        tol: float,
+        progress: Progress,
+        global_: bool,
+        kept: _Kept,
     ) -> Result:
         progress.header(
             f"blocc: {self.n_upper} upper and {self.n_lower} lower variables, joint method, tol {tol:.0e}"
@@ -1018,20 +1088,28 @@ class BilevelProblem:
                 bound = self.relaxation().bound
             except (UnsupportedModelError, LowerLevelError):
                 bound = self._interval_bound()  # no convex relaxation, or none with a minimiser
-        with progress.timed("joint"):
-            method = Joint(self, self._start(), bound=bound, tol=tol, progress=progress)
-            point = method.solve(starts, seed)
-        if point is None:
-            raise LowerInfeasibleError(
-                "no x was found at which the lower level has an answer: check the signs of its constraints, "
-                "or set x.value to a point where it has one"
-            )
-        if global_:
-            with progress.timed("branch and bound"):
-                point, bound = branch_and_bound(self, point, bound, max(tol, 1e-3))
+        method = Joint(self, self._start(), bound=bound, tol=tol, progress=progress)
+        kept.attach(method, progress)
+        interrupt: KeyboardInterrupt | None = None
+        point: JointPoint | None = None
+        try:
+            with progress.timed("joint"):
+                point = method.solve(starts, seed)
+            if point is None:
+                raise self._no_answer()
+            if global_:
+                with progress.timed("branch and bound"):
+                    point, bound = branch_and_bound(self, point, bound, max(tol, 1e-3), progress)
+        except KeyboardInterrupt as signal:
+            point = point or method.best
+            if point is None:
+                raise
+            interrupt = signal
         with progress.timed("certificate"):
             certificate, saddle, objective = self._certificate(method, point, bound, tol)
-        if certificate.optimal(max(tol, 1e-3) if global_ else tol):
+        if interrupt is not None:
+            status = Status.INTERRUPTED
+        elif certificate.optimal(max(tol, 1e-3) if global_ else tol):
             status = Status.OPTIMAL
         elif certificate.ok(tol):
             status = Status.STATIONARY
@@ -1040,6 +1118,11 @@ class BilevelProblem:
         else:
             status = Status.LOWER_NOT_SOLVED
         message = status.value
+        if status is Status.LOWER_NOT_SOLVED and certificate.violation > tol:
+            contradictory = self._contradiction()
+            if contradictory is not None:
+                raise contradictory
+            message += f" (constraints violated by {certificate.violation:.1e}, relative)"
         if status is Status.FEASIBLE:
             message += (
                 f" (descent of {certificate.stationarity:.1e} left); more starts may help: "
@@ -1050,7 +1133,7 @@ class BilevelProblem:
             message += f"; global optimality is not proven (relative gap {left})"
         progress.timings["total"] = progress.seconds
         progress.status(f"status: {status.name.lower()}: {message}; objective {objective:.8g}")
-        return self._named_result(
+        result = self._named_result(
             Result(
                 x=point.x,
                 y=point.y,
@@ -1064,6 +1147,57 @@ class BilevelProblem:
                 timings=dict(progress.timings),
                 message=message,
             )
+        )
+        if interrupt is not None:
+            raise SolveInterrupted(
+                "interrupted: the best point so far is in the exception's result", result
+            ) from interrupt
+        return result
+
+    def _contradiction(self) -> InvalidInputError | None:
+        """The error to raise where the constraints have no point, by a solver's proof."""
+        constraints = {**self._alone, **self._coupling}
+        for item in self.lowers:
+            constraints.update(item.all_constraints)
+        for variable in self.upper_layout.variables:
+            constraints.update(_attribute_constraints(variable, variable))
+        lower = self.lower_layout.slices
+        alone = {
+            name: constraint
+            for name, constraint in constraints.items()
+            if not any(v.id in lower for v in constraint.variables())
+        }
+        for what, chosen in (
+            ("no x satisfies the upper level's constraints", alone),
+            ("no pair (x, y) satisfies the constraints of both levels", constraints),
+        ):
+            culprits = contradiction(chosen)
+            if culprits:
+                return InvalidInputError(
+                    f"{what}: {' and '.join(map(repr, culprits))} cannot hold together; relax one of them"
+                )
+        return None
+
+    def _no_answer(self) -> Exception:
+        """Why no x with a lower-level answer was found: the error to raise."""
+        contradictory = self._contradiction()
+        if contradictory is not None:
+            return contradictory
+        try:
+            self.lower(self._start())
+        except LowerUnboundedError as error:
+            return LowerUnboundedError(
+                f"the lower level has no answer at the start: {error}. Bound its variables, or check whether its "
+                "objective should be minimised or maximised"
+            )
+        except LowerLevelError as error:
+            return type(error)(
+                f"no x was found at which the lower level has an answer; at the start: {error}. "
+                "Check the signs of these constraints, or set x.value to a point where there is an answer"
+            )
+        return LowerInfeasibleError(
+            "no x was found at which both levels' constraints hold at the lower level's answer; "
+            "set x.value to a point where they do"
         )
 
     def _interval_bound(self) -> float | None:
@@ -1190,6 +1324,56 @@ class BilevelProblem:
     def check(self) -> Check:
         """Say which of the method's assumptions hold, fail or are unknown, each with a remedy."""
         return check_problem(self)
+
+
+class _Kept:
+    """Checkpoints of the joint method: the best point and the number of runs that led to it."""
+
+    FORMAT = "blocc-checkpoint-joint-1"
+
+    def __init__(
+        self,
+        problem: BilevelProblem,
+        path: str | os.PathLike[str] | None,
+        resume: str | os.PathLike[str] | None,
+        options: Mapping[str, Any],
+    ) -> None:
+        self.path = path
+        shape = {"upper": problem.n_upper, "lower": problem.n_lower}
+        self.problem = {**options, **shape, "names": [v.name() for v in problem.layout.variables]}
+        self.state: dict[str, Any] = {}
+        if resume is None:
+            return
+        arrays, meta = read_archive(resume, self.FORMAT)
+        different = [k for k, value in self.problem.items() if meta["problem"].get(k) != value]
+        if different:
+            raise InvalidInputError(
+                f"{resume}: checkpoint of another solve ({', '.join(different)} differ); start without resume"
+            )
+        self.state = {**meta, "best": {**meta["best"], **arrays} if meta["best"] else None}
+
+    def attach(self, method: Joint, progress: Progress) -> None:
+        """Take up the state of a checkpoint, and write one after every run."""
+        if self.state:
+            method.done = self.state["done"]
+            method.best = JointPoint(**self.state["best"]) if self.state["best"] else None
+            progress.resume(self.state["records"])
+
+        def save() -> None:
+            best = asdict(method.best) if method.best is not None else {}
+            arrays = {name: best.pop(name) for name in ("x", "y") if best}
+            meta = {
+                "format": self.FORMAT,
+                "problem": self.problem,
+                "done": method.done,
+                "best": best,
+                "records": progress.records,
+            }
+            assert self.path is not None
+            write_archive(self.path, arrays, meta)
+
+        if self.path is not None:
+            method.after_run = save
 
 
 def _flat_value(value: Any) -> Vector:

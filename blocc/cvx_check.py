@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cvxpy as cp
 import numpy as np
@@ -238,3 +238,34 @@ def _slater(problem: BilevelProblem, x: np.ndarray) -> Assumption:
         f"margin {value:.1g}",
         "multipliers need not be bounded there: start elsewhere, or loosen the constraints a little",
     )
+
+
+def contradiction(constraints: Mapping[str, Any]) -> list[str]:
+    """Names of constraints that no point satisfies together, by a solver's proof; [] where there is no proof.
+
+    Parameters
+    ----------
+    constraints : dict of cvxpy constraints
+        Bounds and attributes of variables count only where they are among them. Those that are not convex by
+        CVXPY's rules are left out, which keeps a proof valid.
+    """
+    from blocc.cvx import on_plain_variables
+
+    names = [name for name, constraint in constraints.items() if constraint.is_dcp()]
+    copies = dict(zip(names, on_plain_variables([constraints[k] for k in names]), strict=True))
+
+    def infeasible(some: list[str]) -> bool:
+        problem = cp.Problem(cp.Minimize(0.0), [copies[name] for name in some])
+        try:
+            problem.solve(solver=cp.CLARABEL)
+        except cp.error.SolverError:
+            return False
+        return bool(problem.status == cp.INFEASIBLE)
+
+    if not names or not infeasible(names):
+        return []
+    for name in list(names):  # what can go without losing the contradiction is no part of it
+        rest = [other for other in names if other != name]
+        if rest and infeasible(rest):
+            names = rest
+    return names

@@ -7,6 +7,7 @@ functions that turn out to be quadratic are stored as such. Whatever is left fal
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -212,9 +213,27 @@ def _dense(matrix: Any) -> Any:
     return matrix.toarray() if sparse.issparse(matrix) else matrix
 
 
-def _compile(expression: Any, layout: Layout) -> _Node:
+_Known = dict[int, _Node]
+
+
+def _constant(expression: Any, layout: Layout) -> bool:
+    return not any(v.id in layout.slices for v in expression.variables())
+
+
+def _affine_parts(expression: Any, layout: Layout, found: dict[int, Any]) -> None:
+    """Collect the largest affine parts of an expression, by identity."""
+    if _constant(expression, layout) or isinstance(expression, cp.Variable):
+        return
+    if expression.is_affine():
+        found[id(expression)] = expression
+        return
+    for argument in expression.args:
+        _affine_parts(argument, layout, found)
+
+
+def _compile(expression: Any, layout: Layout, known: _Known) -> _Node:
     size, width = expression.size, layout.size
-    if not any(v.id in layout.slices for v in expression.variables()):
+    if _constant(expression, layout):
         if expression.value is None:
             raise UnsupportedModelError(f"{expression} has no value: set its parameters first")
         return _Affine(_shrink(sparse.csr_array((size, width))), _flat(expression.value))
@@ -222,9 +241,9 @@ def _compile(expression: Any, layout: Layout) -> _Node:
         columns = np.arange(layout.slices[expression.id].start, layout.slices[expression.id].stop)
         matrix = sparse.csr_array((np.ones(size), (np.arange(size), columns)), shape=(size, width))
         return _Affine(_shrink(matrix), np.zeros(size))
-    if expression.is_affine():
-        return _affine(expression, layout)
-    arguments = [_compile(argument, layout) for argument in expression.args]
+    if id(expression) in known:
+        return known[id(expression)]
+    arguments = [_compile(argument, layout, known) for argument in expression.args]
     kind = type(expression)
     constant = [
         isinstance(node, _Affine)
@@ -265,17 +284,28 @@ def _compile(expression: Any, layout: Layout) -> _Node:
     return _General(expression, arguments)
 
 
-def _affine(expression: Any, layout: Layout) -> _Node:
-    """Matrix and offset of an affine expression, by CVXPY's own canonicalisation of it as a whole."""
-    fixed = _fix_parameters(expression)
+def _affine(expressions: Sequence[Any], layout: Layout) -> list[_Node]:
+    """Matrix and offset of affine expressions, by one call of CVXPY's own canonicalisation."""
+    if not expressions:
+        return []
     starts = {identity: part.start for identity, part in layout.slices.items()}
-    operator, constraints = fixed.canonical_form
-    assert not constraints
+    operators, rows = [], [0]
+    for expression in expressions:
+        operator, constraints = _fix_parameters(expression).canonical_form
+        assert not constraints
+        operators.append(operator)
+        rows.append(rows[-1] + expression.size)
     tensor = canonInterface.get_problem_matrix(
-        [operator], layout.size, starts, {CONSTANT_ID: 1}, {CONSTANT_ID: 0}, fixed.size
+        operators, layout.size, starts, {CONSTANT_ID: 1}, {CONSTANT_ID: 0}, rows[-1]
     )
-    stacked = sparse.csr_array(tensor.reshape((layout.size + 1, fixed.size)).tocsr())
-    return _Affine(_shrink(stacked[:-1].T), np.ravel(stacked[[-1]].toarray()))
+    stacked = sparse.csr_array(sparse.csr_array(tensor.reshape((layout.size + 1, rows[-1]))).T)
+    if rows[-1] * (layout.size + 1) <= _DENSE_ENTRIES:
+        stacked = stacked.toarray()
+    offset = _dense(stacked[:, [-1]]).ravel()
+    return [
+        _Affine(_shrink(stacked[start:end, :-1]), offset[start:end])
+        for start, end in itertools.pairwise(rows)
+    ]
 
 
 def _fix_parameters(expression: Any) -> Any:
@@ -394,7 +424,12 @@ class Functions:
     def __init__(self, expressions: Sequence[Any], layout: Layout) -> None:
         self.size = sum(expression.size for expression in expressions)
         self.width = layout.size
-        nodes = [_compile(expression, layout) for expression in expressions]
+        affine: dict[int, Any] = {}
+        for expression in expressions:
+            _affine_parts(expression, layout, affine)
+        parts = _affine(list(affine.values()), layout)
+        known = dict(zip(affine, parts, strict=True))
+        nodes = [_compile(expression, layout, known) for expression in expressions]
         self._constant = np.zeros(self.size)
         small = self.size * self.width <= _DENSE_ENTRIES
         dense = np.zeros((self.size, self.width) if small else (0, 0))

@@ -31,17 +31,23 @@ from blocc.errors import (
     UnsupportedModelError,
 )
 from blocc.methods.joint import JointPoint
+from blocc.progress import Progress
 
 if TYPE_CHECKING:
     from blocc.cvx import BilevelProblem
 
 MAX_UPPER = 3
 _SECONDS = 120.0
+_SHOW = 2.0  # seconds between records
 _NODES = 100_000
 
 
 def branch_and_bound(
-    problem: BilevelProblem, point: JointPoint, bound: float | None, tol: float
+    problem: BilevelProblem,
+    point: JointPoint,
+    bound: float | None,
+    tol: float,
+    progress: Progress | None = None,
 ) -> tuple[JointPoint, float | None]:
     """Improve a point and prove a bound.
 
@@ -55,6 +61,8 @@ def branch_and_bound(
         Known bound.
     tol : float
         Relative gap at which to stop.
+    progress : Progress, optional
+        Gets a record every two seconds: bound, best value and their difference.
 
     Returns
     -------
@@ -84,7 +92,7 @@ def branch_and_bound(
                 f"no global bound is available for this problem: {first}; and {second}. "
                 "Solve without global_=True"
             ) from second
-    point, proven = tree.search(point, tol)
+    point, proven = tree.search(point, tol, progress or Progress())
     known = [proven] if bound is None else [proven, bound]
     proven = max(known)
     return point, proven if np.isfinite(proven) else None
@@ -113,16 +121,27 @@ class _Tree:
         """
         raise NotImplementedError
 
-    def search(self, point: JointPoint, tol: float) -> tuple[JointPoint, float]:
+    def search(self, point: JointPoint, tol: float, progress: Progress) -> tuple[JointPoint, float]:
         """Return the best point found and the proven bound."""
         best = point
         count = itertools.count()
         queue = [_Node(-np.inf, next(count), self.root())]
         closed = np.inf  # least bound among the nodes not branched any further
         deadline = time.perf_counter() + _SECONDS
+        shown = time.perf_counter()
         while queue and next(count) < _NODES and time.perf_counter() < deadline:
             node = heapq.heappop(queue)
             # the target is a little tighter than asked: the certificate measures on its own scale
+            if time.perf_counter() > shown + _SHOW:
+                shown = time.perf_counter()
+                progress.row(
+                    method="bound",
+                    gamma=np.inf,
+                    penalized=node.bound,
+                    response=best.objective,
+                    penalty=best.objective - node.bound,
+                    stationarity=np.nan,
+                )
             level = best.objective - 0.5 * tol * (1.0 + abs(best.objective))
             if node.bound >= level:
                 heapq.heappush(queue, node)

@@ -10,7 +10,7 @@ quadratic program in (x, y) where f is quadratic as well.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,21 @@ class DualBlock:
     kind: str
     entries: npt.NDArray[np.int64]
     shape: tuple[int, ...]
+
+
+def named_infeasibility(
+    error: LowerInfeasibleError, multipliers: Mapping[str, Any]
+) -> LowerInfeasibleError:
+    """The same error, with the constraints that contradict each other in its message: those with a multiplier."""
+    sizes = {name: float(np.max(np.abs(dual), initial=0.0)) for name, dual in multipliers.items()}
+    most = max(sizes.values(), default=0.0)
+    culprits = [repr(name) for name, size in sizes.items() if size > 1e-6 * most]
+    text = str(error)
+    if culprits:
+        text = text.replace("the constraints", " and ".join(culprits), 1)
+    named = LowerInfeasibleError(text)
+    named.ray, named.normal = multipliers, error.normal
+    return named
 
 
 def is_convex(hessian: Matrix) -> bool:
@@ -175,8 +190,9 @@ class QuadraticLower:
     def value_hessian(self, x: Vector) -> Matrix | None:
         """Hessian of the value at x, from the KKT system of the active rows; None where these are not clear."""
         if self._last is None or not np.array_equal(self._last[0], x):
-            if self.saddle(x) is None or self._last is None:
-                return None
+            self.saddle(x)
+        if self._last is None or not np.array_equal(self._last[0], x):
+            return None
         return self.program.value_hessian(x, self._last[1])
 
     def saddle(self, x: Vector) -> Saddle | None:
@@ -189,8 +205,7 @@ class QuadraticLower:
         try:
             found = self.program.solve(x)
         except LowerInfeasibleError as error:
-            error.ray = self._duals(error.ray)
-            raise
+            raise named_infeasibility(error, self._duals(error.ray)) from None
         if found is None:
             return None
         answer, value, gradient, gap, violation = found

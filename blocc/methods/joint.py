@@ -15,7 +15,7 @@ that looking over the whole range of x is cheap, and no local descent can do it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -29,6 +29,7 @@ from blocc.progress import Progress
 
 RISING = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)  # from the relaxation
 SHORT = (10.0, 1e3, 1e5)  # from x0
+LONGER = (1.0, 10.0, 100.0, 1e3, 1e5)  # from x0 as well, in more dimensions than scans cover
 PATIENT = (
     2.0,
     4.0,
@@ -48,10 +49,12 @@ _ITERATIONS = 40  # of a stage
 _ACCEPT = 1e-3  # least ratio of actual to predicted decrease
 _PASSING = 1e-10  # relative decrease that ends a stage on the way
 _GOOD = 0.5  # ratio below which y is moved on at the new x
+_LINEAR = 1e-10  # Hessian, relative to the gradient, that makes no difference
 _DIFFERENCE = 1e-5  # relative step of the curvature differences
 _MEMORY = 30  # linearisations of v kept
 _CUTS = 8  # at most so many used in a step
 _FRACTIONS = tuple(1.35**-k for k in range(20, -1, -1))  # of the range of x_i, in the scan
+_WIDE = 3  # upper variables from which on axes through one point are a small part of the range
 _SCANNED = 4  # local minima of a scan from which to run, beside better points
 _ROUNDS = 10  # of scans
 _SOLVED = 1e-7  # gap and violation above which an answer is ranked by these alone
@@ -264,27 +267,30 @@ class _Merit:
             ``level <= 0`` is v here minus the linearisation here; ``slope`` is padded for y.
         """
         found: list[tuple[float, Vector]] = []
-        if self.gamma <= 0:
+        if self.gamma <= 0 or not self.memory:
             return found
-        x = here.v[: self.nx]
-        for value, gradient, at in reversed(self.memory):
-            if np.abs(x - at).max() > distance:
-                continue
-            level = here.value - value - float(gradient @ (x - at))
-            if level > 1e-11 * (1.0 + abs(here.value)):
-                continue
-            turn = gradient - here.slope[: self.nx]
-            if np.abs(turn - self.bend @ (at - x)).max() <= 0.1 * np.abs(turn).max():
-                continue  # the same smooth piece: the step's curvature counts it
-            slope = np.zeros(len(here.v))
-            slope[: self.nx] = gradient
+        value, turn, away = self._recalled(here)
+        # linearisations above v, of another smooth piece: the step's curvature counts this one
+        near = np.abs(away).max(axis=1) <= distance
+        above = value <= 1e-11 * (1.0 + abs(here.value))
+        bend = np.abs(turn - away @ self.bend).max(axis=1)
+        for row in np.flatnonzero(near & above & (bend > 0.1 * np.abs(turn).max(axis=1))):
+            slope = here.slope.copy()
+            slope[: self.nx] += turn[row]
             size = 1e-7 * (1.0 + np.abs(slope).max())
             known = [here.slope, *(other for _, other in found)]
             if all(np.abs(slope - other).max() > size for other in known):
-                found.append((min(level, 0.0), slope))
+                found.append((min(float(value[row]), 0.0), slope))
             if len(found) == _CUTS:
                 break
         return found
+
+    def _recalled(self, here: _Iterate) -> tuple[Vector, Vector, Vector]:
+        """For every remembered linearisation, the latest first: v here minus it, change of slope, offset in x."""
+        values, slopes, points = (np.array(part[::-1]) for part in zip(*self.memory, strict=True))
+        away = points - here.v[: self.nx]
+        level = here.value - values + (slopes * away).sum(axis=1)
+        return level, slopes - here.slope[: self.nx], away
 
 
 class _Distance(_Merit):
@@ -491,7 +497,7 @@ class _TrustRegion:
         lengths = np.linalg.norm(normals, axis=1)
         unit = normals[lengths > 0] / lengths[lengths > 0, None]
         scale = float(np.abs(hessian).max(initial=0.0))
-        floor = 1e-9 * max(scale, 1e-3)
+        floor = 1e-8 * max(scale, 1e-3)
         across = np.eye(len(here.v))[:, :0]
         along = np.eye(len(here.v))
         if len(unit):
@@ -547,7 +553,7 @@ class _TrustRegion:
         P = np.zeros((size, size))
         P[:n, :n] = hessian
         tail = np.arange(n, size)
-        P[tail, tail] = 1e-9 * self.weight  # keeps the program strictly convex
+        P[tail, tail] = 1e-8 * self.weight  # keeps the program strictly convex
         q = np.concatenate(
             [here.gradient, np.full(extra, self.merit.gamma), np.full(slack, self.weight)]
         )
@@ -582,7 +588,12 @@ class _TrustRegion:
             ]
         )
         scale = 1.0 / max(float(np.abs(q).max()), 1e-300)
-        answer = solve_dense_qp(scale * P, scale * q, A, top, bottom)
+        P *= scale
+        if np.abs(P).max() <= _LINEAR:
+            P[:] = (
+                0.0  # the active-set solver takes a linear program, not a Hessian of rounding size
+            )
+        answer = solve_dense_qp(P, scale * q, A, top, bottom)
         if answer is None:
             return None
         dual = answer.dual / scale
@@ -616,6 +627,11 @@ class Joint:
     ----------
     best : JointPoint or None
         Best point so far.
+    done : int
+        Runs from the starts that are finished, and those to leave out where set before
+        :meth:`solve`, as a resumed solve does.
+    after_run : callable or None
+        Called after every run.
     """
 
     def __init__(
@@ -640,6 +656,8 @@ class Joint:
         self.start = np.clip(np.concatenate([x0, y0]), lower, upper)
         self.merit = _Merit(model, self.nx, model.bounds)
         self.best: JointPoint | None = None
+        self.done = 0
+        self.after_run: Callable[[], None] | None = None
         self.range = (self.start[: self.nx], self.start[: self.nx])
 
     def solve(self, starts: int | str = 1, seed: int = 0) -> JointPoint | None:
@@ -663,12 +681,15 @@ class Joint:
         ends = self.extremes(origin)
         runs: list[tuple[Vector | None, Sequence[float]]] = [(self.relaxed(origin), RISING)]
         runs.append((origin, SHORT))
+        if self.nx >= _WIDE:
+            runs.append((origin, LONGER))
         further = list(self._further(starts, seed, origin, ends))
         runs += [(start, stages) for stages in (LOCAL, PATIENT) for start in further]
-        for start, stages in runs:
+        for start, stages in runs[self.done :]:
             if start is not None and not self.attained:
                 far = stages in (LOCAL, PATIENT)  # a further start need not satisfy the constraints
                 self.climb(self.feasible(start) if far else start, stages)
+            self._finished_run()
         tried: set[tuple[float, ...]] = set()
         for _ in range(_ROUNDS):
             before = self.best
@@ -680,10 +701,16 @@ class Joint:
                     self.best = point
             if self.best is before:
                 break
+            self._finished_run()
         if self.best is not None:
             self.climb(np.concatenate([self.best.x, self.best.y]), FINAL)
         self.refine()
         return self.best
+
+    def _finished_run(self) -> None:
+        self.done += 1
+        if self.after_run is not None:
+            self.after_run()
 
     @property
     def attained(self) -> bool:
@@ -816,10 +843,10 @@ class Joint:
         data = self.model.derivatives(x, y)
         v = np.concatenate([x, y])
         lower, upper = self.model.bounds
-        worst = max(
-            float(np.max(part, initial=0.0))
-            for part in (data.inequality, np.abs(data.equality), lower - v, v - upper)
+        outside = np.concatenate(
+            [data.inequality, np.abs(data.equality), lower - v, v - upper, [0.0]]
         )
+        worst = float(outside.max())
         gap = (data.lower - saddle.value) / (1.0 + abs(saddle.value))
         return JointPoint(x, y, float(data.upper), gap, worst / (1.0 + float(np.abs(v).max())))
 

@@ -1154,7 +1154,7 @@ class BilevelProblem:
             ) from interrupt
         return result
 
-    def _contradiction(self) -> InvalidInputError | None:
+    def _contradiction(self) -> InvalidInputError | LowerInfeasibleError | None:
         """The error to raise where the constraints have no point, by a solver's proof."""
         constraints = {**self._alone, **self._coupling}
         for item in self.lowers:
@@ -1167,13 +1167,17 @@ class BilevelProblem:
             for name, constraint in constraints.items()
             if not any(v.id in lower for v in constraint.variables())
         }
-        for what, chosen in (
-            ("no x satisfies the upper level's constraints", alone),
-            ("no pair (x, y) satisfies the constraints of both levels", constraints),
+        for kind, what, chosen in (
+            (InvalidInputError, "no x satisfies the upper level's constraints", alone),
+            (
+                LowerInfeasibleError,
+                "no pair (x, y) satisfies both levels' constraints",
+                constraints,
+            ),
         ):
             culprits = contradiction(chosen)
             if culprits:
-                return InvalidInputError(
+                return kind(
                     f"{what}: {' and '.join(map(repr, culprits))} cannot hold together; relax one of them"
                 )
         return None

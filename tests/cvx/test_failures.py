@@ -51,7 +51,7 @@ def test_empty_upper_level_is_named() -> None:
 def test_contradicting_levels_are_named_and_the_others_are_not() -> None:
     x, y = variables()
     rows = {"low": y >= 5, "idle": y <= 100, "lean": y >= x - 50}
-    with pytest.raises(InvalidInputError) as caught:
+    with pytest.raises(LowerInfeasibleError) as caught:
         problem(rows, {"cap": x + y <= 3}).solve()
     assert "'cap' and 'low' and 'x.lower'" in str(caught.value)
     assert "idle" not in str(caught.value)

@@ -85,7 +85,7 @@ def test_callable_upper_objective() -> None:
 def test_lower_level_that_is_never_feasible_is_reported() -> None:
     x, y = cp.Variable(name="x", bounds=[0, 1]), cp.Variable(name="y", bounds=[0, 1])
     lower = LowerProblem(cp.Minimize(cp.square(y)), {"impossible": y >= 3 + x}, given=[x])
-    with pytest.raises(LowerInfeasibleError):
+    with pytest.raises(LowerInfeasibleError, match=r"'impossible' and 'y.upper'"):
         BilevelProblem(cp.Minimize(x + y), lower).solve()
 
 

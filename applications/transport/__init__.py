@@ -11,6 +11,7 @@ from .equilibrium import Equilibrium, equilibrium
 from .expansion import Expansion, expand
 from .network import Network, from_networkx, from_tables, load
 from .roads import RoadNetwork, load_roads, roads_from_tables
+from .tntp import from_tntp, read_tntp
 
 __all__ = [
     "Answer",
@@ -24,8 +25,10 @@ __all__ = [
     "expand",
     "from_networkx",
     "from_tables",
+    "from_tntp",
     "load",
     "load_roads",
+    "read_tntp",
     "respond",
     "roads_from_tables",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,22 @@ from blocc.applications import transport
 from blocc.console import Bar, Json, Out, show_table
 from blocc.errors import InvalidInputError
 
-app = typer.Typer(help="Transit network capacity design.", no_args_is_help=True)
+app = typer.Typer(
+    help="Transit network capacity design; road equilibria and expansion.", no_args_is_help=True
+)
+
+Roads = Annotated[
+    str,
+    typer.Argument(
+        help="sioux_falls, harker_friesz_1, harker_friesz_2, or a directory of tables or TNTP files."
+    ),
+]
+FirstThrough = Annotated[
+    int | None,
+    typer.Option(help="Nodes with smaller numbers carry no through traffic (tables only)."),
+]
+TollFactor = Annotated[float, typer.Option(help="Time that a unit of toll is worth.")]
+DistanceFactor = Annotated[float, typer.Option(help="Time that a unit of length is worth.")]
 
 
 @app.command("design")
@@ -86,3 +102,103 @@ def _design_rows(summary: dict[str, Any]) -> dict[str, str]:
         "links built": f"{summary['links_built']} of {summary['links']}, {summary['links_at_capacity']} full",
         "seconds": f"{summary['seconds']:.2f}",
     }
+
+
+@app.command("fetch")
+def fetch(
+    name: Annotated[str, typer.Argument(help="SiouxFalls, Anaheim, Barcelona or ChicagoSketch.")],
+    out: Out,
+    base_url: Annotated[
+        str | None, typer.Option(help="A mirror of the repository at the pinned commit.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fetch a TNTP road network (academic use only) and check it against pinned checksums."""
+    from blocc.applications.transport import fetch as fetching
+
+    with Bar(f"fetching {name}", quiet=as_json):
+        files = fetching.fetch(name, out, base_url=base_url or fetching.BASE_URL)
+    typer.echo(f"note: {fetching.LICENCE}", err=True)
+    rows = {part: str(path) for part, path in files.items()}
+    if as_json:
+        print(json.dumps({"name": name, "files": rows, "licence": fetching.LICENCE}))
+    else:
+        show_table(rows, name)
+
+
+@app.command("equilibrium")
+def equilibrium(
+    roads: Roads,
+    out: Out,
+    tol: Annotated[float, typer.Option(help="Relative duality gap to reach.")] = 1e-8,
+    max_iterations: Annotated[int, typer.Option(help="Sweeps over all pairs at most.")] = 2000,
+    first_through_node: FirstThrough = None,
+    toll_factor: TollFactor = 0.0,
+    distance_factor: DistanceFactor = 0.0,
+    as_json: Json = False,
+) -> None:
+    """User equilibrium of a road network; write links.csv, pairs.csv and summary.json."""
+    network = transport.load_roads(
+        roads,
+        first_through_node=first_through_node,
+        toll_factor=toll_factor,
+        distance_factor=distance_factor,
+    )
+    with Bar(f"equilibrium of {network.name}", quiet=as_json):
+        answer = transport.equilibrium(
+            network, tol=tol, max_iterations=max_iterations, on_failure="return"
+        )
+    written = answer.write(out)
+    _tell(answer.summary(), f"equilibrium of {network.name}", written, as_json)
+    if answer.gap > tol:
+        typer.echo(f"blocc: the gap is {answer.gap:.1e}, not {tol:.1e}; raise --tol", err=True)
+        raise typer.Exit(1)
+
+
+@app.command("expand")
+def expand(
+    roads: Roads,
+    out: Out,
+    exponent: Annotated[
+        float, typer.Option(help="q in the cost of expansion, expansion_cost z^q.")
+    ] = 2.0,
+    start: Annotated[
+        float | None, typer.Option(help="Added capacity to start from; default the system optimum.")
+    ] = None,
+    tol: Annotated[float, typer.Option(help="Relative tolerance of the certificate.")] = 1e-6,
+    max_iterations: Annotated[int, typer.Option(help="Outer iterations at most.")] = 2000,
+    first_through_node: FirstThrough = None,
+    toll_factor: TollFactor = 0.0,
+    distance_factor: DistanceFactor = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Expand roads at least total cost, travellers at equilibrium; write expansion.csv and summary.json."""
+    network = transport.load_roads(
+        roads,
+        first_through_node=first_through_node,
+        toll_factor=toll_factor,
+        distance_factor=distance_factor,
+    )
+    with Bar(f"expanding {network.name}", quiet=as_json) as bar:
+        plan = transport.expand(
+            network,
+            exponent=exponent,
+            start=start,
+            tol=tol,
+            max_iterations=max_iterations,
+            callback=bar.update,
+            on_failure="return",
+        )
+    written = plan.write(out)
+    _tell(plan.summary(), f"expansion of {network.name}", written, as_json)
+    if not plan.result.success:
+        typer.echo(f"blocc: {plan.result.message}", err=True)
+        raise typer.Exit(1)
+
+
+def _tell(summary: dict[str, Any], title: str, written: dict[str, Path], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(json.loads(written["summary.json"].read_text())))
+        return
+    show_table({k: v for k, v in summary.items() if not isinstance(v, (dict, list))}, title)
+    print("written: " + "  ".join(str(path) for path in written.values()))

@@ -42,6 +42,7 @@ from blocc.applications.transport.paths import (
 )
 from blocc.applications.transport.roads import RoadNetwork
 from blocc.errors import InvalidInputError, LowerNotSolvedError, require
+from blocc.methods.homotopy import OnFailure
 
 Array = np.ndarray[Any, Any]
 
@@ -289,7 +290,14 @@ class Equilibrium:
         return output.write_tables(directory, tables, self.summary())
 
 
-def equilibrium(roads: RoadNetwork, *, capacity: Any = None, tol: float = 1e-8) -> Equilibrium:
+def equilibrium(
+    roads: RoadNetwork,
+    *,
+    capacity: Any = None,
+    tol: float = 1e-8,
+    max_iterations: int = 2000,
+    on_failure: OnFailure = "raise",
+) -> Equilibrium:
     """User equilibrium of a road network.
 
     Parameters
@@ -299,6 +307,10 @@ def equilibrium(roads: RoadNetwork, *, capacity: Any = None, tol: float = 1e-8) 
         Other capacities than the network's, positive.
     tol : float
         Relative duality gap to reach.
+    max_iterations : int
+        Sweeps over all pairs at most.
+    on_failure : {"raise", "return"}
+        What to do with an answer whose gap is above ``tol``.
 
     Returns
     -------
@@ -317,6 +329,8 @@ def equilibrium(roads: RoadNetwork, *, capacity: Any = None, tol: float = 1e-8) 
     """
     if not 0 < tol < 1:
         raise InvalidInputError(f"tol must be between 0 and 1, got {tol}")
+    if on_failure not in ("raise", "return"):
+        raise InvalidInputError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
     if capacity is not None:
         capacity = np.asarray(capacity, dtype=np.float64)
         if capacity.shape != roads.tail.shape or not np.all((capacity > 0) & np.isfinite(capacity)):
@@ -325,7 +339,13 @@ def equilibrium(roads: RoadNetwork, *, capacity: Any = None, tol: float = 1e-8) 
             )
     refuse_unserved(roads)
     began = time.perf_counter()
-    flows = assign(roads.paths, LinkCosts.of(roads, capacity), tol=tol)
+    flows = assign(
+        roads.paths,
+        LinkCosts.of(roads, capacity),
+        tol=tol,
+        max_iterations=max_iterations,
+        on_failure=on_failure,
+    )
     return Equilibrium(roads, flows, time.perf_counter() - began)
 
 
@@ -349,6 +369,7 @@ def assign(
     tol: float = 1e-8,
     warm: Mapping[str, Array] | None = None,
     max_iterations: int = 2000,
+    on_failure: OnFailure = "raise",
 ) -> Flows:
     """Minimise the sum of the links' cost integrals over flows that carry all trips.
 
@@ -363,6 +384,8 @@ def assign(
         ``Flows.warm`` of a nearby problem on the same network and trips.
     max_iterations : int
         Sweeps at most.
+    on_failure : {"raise", "return"}
+        What to do with flows whose gap is above ``tol``.
 
     Returns
     -------
@@ -397,6 +420,8 @@ def assign(
         rounds = rounds + 1 if gap > 0.9 * best else 0
         best = min(best, gap)
         if sweeps >= max_iterations or rounds > 20:
+            if on_failure == "return":
+                break
             raise LowerNotSolvedError(
                 f"user equilibrium: relative gap {best:.1e} after {sweeps} sweeps, asked for {tol:.1e}; "
                 "loosen tol or raise max_iterations"

@@ -324,9 +324,9 @@ def load_roads(
     ----------
     name_or_directory : str or path
         ``"sioux_falls"``, ``"harker_friesz_1"`` or ``"harker_friesz_2"``; or a directory of tables as in
-        :mod:`blocc.applications.transport.roads`.
+        :mod:`blocc.applications.transport.roads`, or with one network's TNTP files, NAME_net.tntp and so on.
     first_through_node : int, optional
-        Nodes with a smaller number carry no through traffic (TNTP's rule).
+        Nodes with a smaller number carry no through traffic (TNTP's rule; TNTP files say it themselves).
     toll_factor, distance_factor : float
         Time that a unit of toll and of length is worth.
 
@@ -350,6 +350,9 @@ def load_roads(
         )
     else:
         name = directory.resolve().name
+        nets = sorted(directory.glob("*_net.tntp"))
+        if nets and not (directory / "links.csv").exists():
+            return _load_tntp(nets, toll_factor, distance_factor)
     return build(
         _renamed(_read(directory, "links.csv", ())),
         _read(directory, "demand.csv", DEMAND_COLUMNS),
@@ -358,6 +361,28 @@ def load_roads(
         first_through_node=first_through_node,
         toll_factor=toll_factor,
         distance_factor=distance_factor,
+    )
+
+
+def _load_tntp(nets: list[Path], toll_factor: float, distance_factor: float) -> RoadNetwork:
+    from blocc.applications.transport.tntp import read_tntp
+
+    if len(nets) > 1:
+        raise InvalidInputError(
+            f"{nets[0].parent}: holds {len(nets)} networks ({', '.join(net.name for net in nets)}); "
+            "give a directory with one"
+        )
+    stem = nets[0].name.removesuffix("_net.tntp")
+    trips, node, flow = (
+        nets[0].with_name(f"{stem}_{part}.tntp") for part in ("trips", "node", "flow")
+    )
+    return read_tntp(
+        nets[0],
+        trips,
+        node if node.exists() else None,
+        flow if flow.exists() else None,
+        toll_factor=toll_factor or None,
+        distance_factor=distance_factor or None,
     )
 
 

@@ -35,7 +35,7 @@ from sklearn.model_selection import (
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from benchmarks.baselines import blocc_published, gam, lv_hba, sflcb
+from benchmarks.baselines import bic_gaffa, blocc_published, gam, lv_hba, sflcb
 from benchmarks.baselines.common import Outcome, Problem
 from blocc.applications.svm import BilevelSVC, SlackBoundProblem
 from blocc.applications.svm.data import Split, load, study_splits
@@ -62,6 +62,7 @@ METHODS: dict[str, tuple[Callable[..., Outcome] | None, float]] = {
     "LV-HBA": (lv_hba.run, 0.0),
     "GAM": (gam.run, 0.0),
     "SFLCB": (sflcb.run, 0.01),
+    "BiC-GAFFA": (bic_gaffa.run, 0.0),
 }
 
 

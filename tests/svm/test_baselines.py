@@ -4,7 +4,7 @@ import cvxpy as cp
 import numpy as np
 import pytest
 
-from benchmarks.baselines import blocc_published, gam, lv_hba, sflcb
+from benchmarks.baselines import bic_gaffa, blocc_published, gam, lv_hba, sflcb
 from benchmarks.baselines.common import Problem
 from benchmarks.svm_study import markdown
 
@@ -69,6 +69,42 @@ def test_sflcb_lowers_the_upper_objective_and_stays_near_the_lower_level(problem
     start = sflcb.run(problem, 0)
     assert problem.upper_value(outcome.c, outcome.y) < problem.upper_value(start.c, start.y)
     assert np.max(1 - outcome.c - problem.train @ outcome.y) < 0.5
+
+
+def test_bic_gaffa_descends_along_the_gradient_of_its_gap(problem):
+    rng = np.random.default_rng(3)
+    c, y, z = rng.uniform(0.0, 1.0, 25), rng.normal(size=4), rng.uniform(0.0, 1.0, 25)
+    train, curvature, gamma = problem.train, problem.curvature, bic_gaffa.GAMMA
+
+    def closest(y, z):  # theta, by its optimality condition
+        return (train.T @ z + y / gamma) / (curvature + 1.0 / gamma)
+
+    def gap(c, y, z):
+        theta = closest(y, z)
+        margin, other = 1.0 - c - train @ y, 1.0 - c - train @ theta
+        multiplier = np.maximum(z + gamma * margin, 0.0)
+        value = 0.5 * curvature @ y**2 + multiplier @ margin - 0.5 * curvature @ theta**2
+        value -= np.sum((multiplier - z) ** 2) / (2 * gamma) + z @ other
+        return value - np.sum((theta - y) ** 2) / (2 * gamma)
+
+    gradients = bic_gaffa.gap_gradient(problem, c, y, z, closest(y, z))
+    for index, gradient in enumerate(gradients):
+        direction, step = rng.normal(size=len(gradient)), 1e-6
+        ends = []
+        for sign in (1.0, -1.0):
+            point = [c, y, z]
+            point[index] = point[index] + sign * step * direction
+            ends.append(gap(*point))
+        slope = (ends[0] - ends[1]) / (2 * step)
+        assert gradient @ direction == pytest.approx(slope, rel=1e-5)
+    # no gap at a saddle point of the lower level, and a positive one elsewhere
+    Y = cp.Variable(4)
+    margins = problem.train @ Y >= 1 - (c + 5.0)
+    cp.Problem(cp.Minimize(0.5 * cp.sum(cp.multiply(curvature, Y**2))), [margins]).solve(
+        solver="CLARABEL"
+    )
+    assert gap(c + 5.0, Y.value, margins.dual_value) == pytest.approx(0.0, abs=1e-6)
+    assert gap(c, y, z) > 1e-3
 
 
 def test_published_blocc_runs_with_the_authors_settings(problem):

@@ -476,11 +476,17 @@ def plot_growth(table: pd.DataFrame, path: Path) -> None:
         "features": table[(table.rows == 1000) & (table.folds == 5)],
         "folds": table[(table.rows == 1000) & (table.features == 20)],
     }
-    for axes, (column, part) in zip(figure.subplots(1, 3), views.items(), strict=True):
+    row = figure.subplots(1, 3, sharey=True)
+    for axes, (column, part) in zip(row, views.items(), strict=True):
         part = part.sort_values(column)
-        axes.loglog(part[column], part["wall_seconds"], "o-")
+        axes.loglog(part[column], part["wall_seconds"], "o-", label="wall, 2 threads")
+        axes.loglog(part[column], part["cpu_seconds"], "o--", label="CPU")
+        axes.set_xticks(part[column], map(str, part[column]))
+        axes.minorticks_off()
+        axes.set_yticks([0.2, 0.5, 1.0, 2.0, 5.0], ["0.2", "0.5", "1", "2", "5"])
         axes.set_xlabel(column)
-        axes.set_ylabel("seconds, 2 threads")
+    row[0].set_ylabel("seconds of one fit")
+    row[0].legend(frameon=False)
     figure.savefig(path)
 
 
@@ -512,7 +518,7 @@ def main(
     if "growth" in parts:
         table = growth()
         keep("growth", table, table)
-        plot_growth(table, directory / "growth.png")
+        plot_growth(table, directory / "growth.svg")
     if "irrelevant" in parts:
         table = irrelevant(splits)
         keep("irrelevant", table, summarize_irrelevant(table))

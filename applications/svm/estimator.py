@@ -287,8 +287,8 @@ class BilevelSVC(ClassifierMixin, _BilevelSVM):  # type: ignore[misc]
 
     The selection is one bilevel problem: the upper level chooses C and a bound on every feature's weight to minimise
     the mean validation hinge loss; the lower level trains one machine a fold under those bounds. It is never worse,
-    on that loss, than the best of a grid over C without bounds. The machine is refitted on all rows. Scale the
-    features first (``StandardScaler`` in a pipeline): weights and their bounds are in the features' units.
+    on that loss, than the best of a grid of 13 values of C without bounds. The machine is refitted on all rows. Scale
+    the features first (``StandardScaler`` in a pipeline): weights and their bounds are in the features' units.
 
     Parameters
     ----------
@@ -320,7 +320,10 @@ class BilevelSVC(ClassifierMixin, _BilevelSVM):  # type: ignore[misc]
     fold_tables_ : list of list of dict
         Size, validation loss and error of every fold; one list a machine.
     result_ : Result, or list of Result for more than two classes
-        Certificate: the lower level is solved; ``stationarity`` says how far x is from first-order optimal.
+        Its status is ``FEASIBLE`` as a rule: every fold's machine is certified optimal for the returned C and bounds,
+        which are the best met within a budget of evaluations, not a stationary point (``certificate.stationarity``
+        says how far from one). ``STATIONARY`` where that residual is at most 1e-6, ``LOWER_NOT_SOLVED`` where a
+        machine is not optimal to 1e-6. No status claims a global optimum.
     n_features_in_, feature_names_in_
         As everywhere in scikit-learn.
 

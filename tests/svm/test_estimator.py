@@ -35,6 +35,7 @@ def failed_checks(estimator):
         BilevelSVC(random_state=0),
         BilevelSVC(kernel="rbf", n_components=10, folds=2, random_state=0),
         BilevelSVR(random_state=0),
+        BilevelSVR(kernel="rbf", n_components=10, folds=2, random_state=0),
     ],
     ids=repr,
 )

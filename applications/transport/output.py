@@ -178,7 +178,7 @@ def write_outputs(
         except (MissingDependencyError, _NotGeographicError) as error:
             not_written[name] = str(error)
             (directory / name).unlink(missing_ok=True)  # of an earlier design
-    text = json.dumps(_plain({**summary, "not_written": not_written}), indent=2, allow_nan=False)
+    text = json.dumps(plain({**summary, "not_written": not_written}), indent=2, allow_nan=False)
     written["summary.json"] = write_atomically(directory / "summary.json", text.encode() + b"\n")
     return written
 
@@ -213,7 +213,7 @@ def write_tables(
         If the directory cannot be written.
     """
     contents = {name: _csv(columns) for name, columns in tables.items()}
-    text = json.dumps(_plain(summary), indent=2, allow_nan=False)
+    text = json.dumps(plain(summary), indent=2, allow_nan=False)
     contents["summary.json"] = text.encode() + b"\n"
     return {name: write_atomically(Path(directory) / name, data) for name, data in contents.items()}
 
@@ -250,7 +250,7 @@ def geojson(network: Network, design: Mapping[str, Sequence[Any]]) -> bytes:
     for node, place in zip(network.nodes, places, strict=True):
         features.append(_feature("Point", place, {"node": node}))
     collection = {"type": "FeatureCollection", "features": features}
-    return json.dumps(_plain(collection), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return json.dumps(plain(collection), ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def _feature(kind: str, coordinates: list[Any], properties: dict[str, Any]) -> dict[str, Any]:
@@ -267,16 +267,18 @@ def _csv(columns: Mapping[str, list[Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _plain(value: Any) -> Any:
-    """As JSON knows it."""
+def plain(value: Any, digits: int | None = None) -> Any:
+    """As JSON knows it, numbers rounded to so many significant digits; NaN and infinity become None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item, digits) for key, item in value.items()}
     if isinstance(value, np.generic | np.ndarray):
-        return _plain(value.tolist())
+        return plain(value.tolist(), digits)
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item, digits) for item in value]
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        if not math.isfinite(value):
+            return None
+        return value if digits is None else float(f"{value:.{digits}g}")
     if value is None or isinstance(value, str | bool | int):
         return value
     return str(value)  # a path, an enum

@@ -18,7 +18,7 @@ import numpy as np
 from blocc.errors import require
 
 from .network import Network
-from .output import arrow, projected, thickness
+from .output import arrow, plain, projected, thickness
 from .sensitivity import CHANGE, Sensitivity
 
 Array = np.ndarray[Any, Any]
@@ -116,23 +116,9 @@ def _text(value: object) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON that cannot end the script element it stands in."""
-    return json.dumps(_rounded(value), separators=(",", ":"), allow_nan=False).replace(
-        "<", "\\u003c"
-    )
-
-
-def _rounded(value: Any) -> Any:
-    """Plain values, numbers to six digits: more cannot be seen, and a city's file would double."""
-    if isinstance(value, Mapping):
-        return {str(key): _rounded(item) for key, item in value.items()}
-    if isinstance(value, np.generic | np.ndarray):
-        return _rounded(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_rounded(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}") if math.isfinite(value) else None
-    return value
+    """JSON that cannot end the script element it stands in; of more than six digits nothing could be seen."""
+    text = json.dumps(plain(value, digits=6), separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
 
 
 def _number(value: Any) -> str:

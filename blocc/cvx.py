@@ -937,8 +937,10 @@ class BilevelProblem:
             self._relaxation = None
         if self._relaxation is None:
             constraints = {**self._alone, **self._coupling}
-            for item in self.lowers:
-                constraints.update({f"{id(item)}{k}": c for k, c in item.constraints.items()})
+            for index, item in enumerate(self.lowers):
+                for name, constraint in item.constraints.items():
+                    key = name if name not in constraints else f"{name}[{index}]"
+                    constraints[key] = constraint
             variables = self.layout.variables
             problem = cp.Problem(
                 cp.Minimize(self.expression if self.expression is not None else 0.0),

@@ -5,7 +5,8 @@ Two relaxations, each exact in the limit of its branching:
 * **Complementarity.** Where the lower level's KKT conditions are affine but for ``dual_i slack_i = 0``
   (the gradient of g in y affine in (x, y), constraints affine), a node fixes some duals and some slacks to zero
   and solves a convex quadratic program. KKT conditions are exact there (affine constraints need no
-  qualification), so that the tree is finite and x needs no bounds. Bard and Moore 1990.
+  qualification), so that the tree is finite and x needs no bounds. Bard and Moore 1990. Where f is a quadratic
+  that is not convex, a node takes its chord along every concave direction and is split there as well.
 * **Value-function cuts.** Where g and c are jointly convex, v is convex, so that over a box of x it lies below the
   interpolation of its values at the corners: ``g(x, y) <= sum_i t_i v(x_i)``, ``x = sum_i t_i x_i``. A node is a
   box of x. Terms of g in x alone cancel on both sides and need not be convex.
@@ -243,79 +244,132 @@ class _Complementarity(_Tree):
         dual_rows[:, n : n + m] = -np.eye(m)
         self.A = np.vstack([self.A, dual_rows])
         self.b = np.concatenate([self.b, np.zeros(m)])
-        self.convex = float(np.linalg.eigvalsh(hessian)[0]) >= -1e-9 * (1 + np.abs(hessian).max())
 
-    def root(self) -> tuple[frozenset[int], frozenset[int]]:
-        return frozenset(), frozenset()
+    def root(self) -> _Pieces:
+        return _Pieces()
 
     def relax(self, node: Any) -> tuple[float, Vector | None, list[Any]]:
-        no_dual, no_slack = node
-        open_pairs = [i for i in range(self.m) if i not in no_dual and i not in no_slack]
+        open_pairs = [i for i in range(self.m) if i not in node.no_dual and i not in node.no_slack]
         rows, right = [self.E], [self.e]
-        for i in no_dual:
+        for i in node.no_dual:
             row = np.zeros(self.size)
             row[self.n + i] = 1.0
             rows.append(row[None])
             right.append(np.zeros(1))
-        for i in no_slack:
+        for i in node.no_slack:
             row = np.zeros(self.size)
             row[: self.n] = self.C[i]
             rows.append(row[None])
             right.append(self.c[[i]])
-        E, e = np.vstack(rows), np.concatenate(right)
-        value, w = self._minimise(E, e)
+        value, w, split = self._minimise(np.vstack(rows), np.concatenate(right), node.cuts)
         if value == np.inf:
             return np.inf, None, []
-        if w is None:  # unbounded, or not convex here
+        if w is None:  # unbounded
             if not open_pairs:
                 return value, None, []
-            return value, None, self._children(node, open_pairs[0])
+            return value, None, node.children(open_pairs[0])
         z, duals = w[: self.n], w[self.n : self.n + self.m]
         slack = np.maximum(self.c - self.C @ z, 0.0)
         product = np.minimum(np.maximum(duals, 0.0), slack)
         worst = max(open_pairs, key=lambda i: product[i], default=None)
-        if worst is None or product[worst] <= 1e-9:
-            return value, z, []
-        return value, z, self._children(node, worst)
+        if worst is not None and product[worst] > 1e-9:
+            return value, z, node.children(worst)
+        return value, z, [] if split is None else node.halves(*split)
 
-    @staticmethod
-    def _children(node: Any, i: int) -> list[Any]:
-        no_dual, no_slack = node
-        return [(no_dual | {i}, no_slack), (no_dual, no_slack | {i})]
+    def _minimise(
+        self, E: Matrix, e: Vector, cuts: tuple[tuple[Vector, float], ...]
+    ) -> tuple[float, Vector | None, tuple[Vector, float] | None]:
+        """Bound on f over the node, its minimiser, and where f is below the bound's model a plane to split at.
 
-    def _minimise(self, E: Matrix, e: Vector) -> tuple[float, Vector | None]:
-        """Least f over the node: (inf, None) where empty, (-inf, None) where unknown or unbounded."""
+        (inf, None, None) where the node is empty, (-inf, None, None) where f may be unbounded.
+        """
         # coordinates of the equalities' null space: f may be convex there without being so everywhere
         u, s, vt = np.linalg.svd(E)
         rank = int(np.sum(s > 1e-10 * max(1.0, s[0] if len(s) else 1.0)))
         base = vt[:rank].T @ ((u.T @ e)[:rank] / s[:rank])
         if np.abs(E @ base - e).max(initial=0.0) > 1e-8 * (1.0 + np.abs(e).max(initial=0.0)):
-            return np.inf, None
+            return np.inf, None, None
         null = vt[rank:].T
-        P = null.T @ self.Q @ null
-        values, vectors = np.linalg.eigh(P) if P.size else (np.zeros(0), P)
+        A = np.vstack([self.A, *(row for row, _ in cuts)])
+        rows = A @ null
+        right = np.append(self.b, [level for _, level in cuts]) - A @ base
+        if not null.shape[1]:
+            if np.any(right < -1e-8 * (1.0 + np.abs(right))):
+                return np.inf, None, None
+            return self._value(base) - 1e-9, base, None
+        P, q = null.T @ self.Q @ null, null.T @ (self.q + self.Q @ base)
+        values, vectors = np.linalg.eigh(P)
         size = 1.0 + np.abs(self.Q).max()
-        if values.size and values[0] < -1e-9 * size:
-            feasible = _least(
-                np.zeros_like(P), np.zeros(len(P)), self.A @ null, self.b - self.A @ base
-            )
-            return (np.inf if feasible is None else -np.inf), None
-        values[values < 1e-12 * size] = 0.0  # rounding, which would make the program look definite
-        P = (vectors * values) @ vectors.T
-        q = null.T @ (self.q + self.Q @ base)
-        rows, right = self.A @ null, self.b - self.A @ base
-        if not len(P):
-            empty = np.any(right < -1e-8 * (1.0 + np.abs(right)))
-            t: Vector | None = None if empty else np.zeros(0)
-        else:
-            try:
-                t = _least(P, q, rows, right)
-            except LowerUnboundedError:
-                return -np.inf, None
+        values[np.abs(values) < 1e-12 * size] = 0.0  # rounding, which would make it look definite
+        constant = self._value(base)
+        split: tuple[Vector, float] | None = None
+        concave = np.flatnonzero(values < 0)
+        ranges: dict[int, tuple[float, float]] = {}
+        try:
+            for j in map(int, concave):  # below every concave direction its chord over the node
+                found = _range(vectors[:, j], rows, right)
+                if found is None:
+                    return np.inf, None, None
+                low, high = ranges[j] = found
+                q = q + 0.5 * values[j] * (low + high) * vectors[:, j]
+                constant -= 0.5 * values[j] * low * high
+            convex = (vectors * np.maximum(values, 0.0)) @ vectors.T
+            t = _least(convex, q, rows, right)
+        except LowerUnboundedError:
+            return -np.inf, None, None
         if t is None:
-            return np.inf, None
-        w = base + null @ t
-        return float(0.5 * w @ self.Q @ w + self.q @ w + self.d) - 1e-9, w
+            return np.inf, None, None
+        worst = 1e-9 * size
+        for j, (low, high) in ranges.items():
+            along = float(vectors[:, j] @ t)
+            missed = -0.5 * values[j] * (along - low) * (high - along)
+            if missed > worst:
+                worst, plane = missed, null @ vectors[:, j]
+                at = min(max(along, 0.8 * low + 0.2 * high), 0.2 * low + 0.8 * high)
+                split = plane, at + float(plane @ base)
+        bound = constant + float(q @ t) + 0.5 * float(t @ convex @ t)
+        return bound - 1e-9, base + null @ t, split
+
+    def _value(self, w: Vector) -> float:
+        return float(0.5 * w @ self.Q @ w + self.q @ w + self.d)
+
+
+@dataclass(frozen=True)
+class _Pieces:
+    """A node: duals and slacks that are zero, and cuts ``row w <= level``."""
+
+    no_dual: frozenset[int] = frozenset()
+    no_slack: frozenset[int] = frozenset()
+    cuts: tuple[tuple[Vector, float], ...] = ()
+
+    def children(self, i: int) -> list[_Pieces]:
+        return [
+            _Pieces(self.no_dual | {i}, self.no_slack, self.cuts),
+            _Pieces(self.no_dual, self.no_slack | {i}, self.cuts),
+        ]
+
+    def halves(self, row: Vector, level: float) -> list[_Pieces]:
+        return [
+            _Pieces(self.no_dual, self.no_slack, (*self.cuts, half))
+            for half in ((row, level), (-row, -level))
+        ]
+
+
+def _range(direction: Vector, rows: Matrix, right: Vector) -> tuple[float, float] | None:
+    """Least and greatest value of a linear function over a polyhedron, None where it is empty.
+
+    Raises
+    ------
+    LowerUnboundedError
+    """
+    ends = []
+    for sign in (1.0, -1.0):
+        t = _least(np.zeros((len(direction),) * 2), sign * direction, rows, right)
+        if t is None:
+            return None
+        value = float(direction @ t)
+        ends.append(value - sign * 1e-8 * (1.0 + abs(value)))
+    return ends[0], ends[1]
 
 
 def _least(P: Matrix, q: Vector, rows: Matrix, right: Vector) -> Vector | None:

@@ -171,3 +171,30 @@ def test_answer_that_is_not_stationary_is_not_called_so(monkeypatch: pytest.Monk
     with pytest.raises(SolveError) as caught:
         two_basins().solve()
     assert caught.value.result is not None
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_global_bound_of_a_bilinear_upper_objective_lies_below_a_grid(seed: int) -> None:
+    """f = x'Ay + q'y is not convex: the proven bound is below every response on a grid, and attained to 1e-3."""
+    random = np.random.default_rng(seed)
+    B, A, C, D = (random.normal(size=shape) for shape in ((2, 2), (2, 2), (3, 2), (3, 2)))
+    room, slope = random.uniform(0.5, 1.5, 3), random.normal(size=2)
+    x, y = cp.Variable(2, name="x", bounds=[-1, 1]), cp.Variable(2, name="y", bounds=[-2, 2])
+    lower = LowerProblem(
+        cp.Minimize(0.5 * cp.sum_squares(y - B @ x)), [C @ y + 0.3 * D @ x <= room], given=[x]
+    )
+    upper = sum(A[i, j] * x[i] * y[j] for i in range(2) for j in range(2)) + slope @ y
+    problem = BilevelProblem(cp.Minimize(upper), lower)
+    result = problem.solve(global_=True)
+    assert result.status is Status.OPTIMAL
+    assert result.bound is not None
+    grid = np.linspace(-1, 1, 21)
+    values = []
+    for point in np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2):
+        try:
+            values.append(problem.upper(point, problem.lower(point).y))
+        except LowerInfeasibleError:
+            continue
+    assert result.bound <= min(values) + 1e-9
+    assert result.objective <= min(values) + 1e-6
+    assert result.objective - result.bound <= 1e-3 * (1 + abs(result.objective))

@@ -110,6 +110,16 @@ def random_signs(like: Array, seed: int) -> Array:
     return asarray_like(signs, like)
 
 
+def random_probe(like: Array, seed: int) -> Array:
+    """Random signs times magnitudes from 0.5 to 1.5, shaped, typed and placed like ``like``.
+
+    Sums of a few such terms do not cancel, as sums of signs alone do.
+    """
+    random = np.random.default_rng(seed)
+    signs = random.integers(0, 2, like.shape) * 2.0 - 1.0
+    return asarray_like(signs * random.uniform(0.5, 1.5, like.shape), like)
+
+
 def all_finite(array: Array) -> bool:
     """Whether every entry is a finite number."""
     xp = namespace(array)

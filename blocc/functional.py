@@ -354,13 +354,15 @@ def _pack(point: SaddlePoint, scale: float) -> dict[str, Array]:
     """Warm start as plain arrays."""
     warm = {"y": point.y, **{f"dual/{name}": dual for name, dual in point.duals.items()}}
     if point.steps is not None:
+        steps = point.steps
         warm |= {
-            "weight": point.steps.primal_weights,
-            "eta": point.steps.eta,
-            "omega": point.steps.omega,
+            "weight": steps.primal_weights,
+            "curvature": steps.curvature,
+            "coupling": steps.coupling,
+            "omega": steps.omega,
         }
-        warm |= {f"weight/{name}": weight for name, weight in point.steps.dual_weights.items()}
-        warm["scale"] = point.steps.eta * 0.0 + scale
+        warm |= {f"weight/{name}": weight for name, weight in steps.dual_weights.items()}
+        warm["scale"] = steps.omega * 0.0 + scale
     return warm
 
 
@@ -372,7 +374,10 @@ def _unpack(
     if "scale" not in warm or float(warm["scale"]) != scale:
         return warm["y"], duals, None
     weights = {name: warm[f"weight/{name}"] for name in problem.constraints}
-    return warm["y"], duals, maxmin.Steps(warm["weight"], weights, warm["eta"], warm["omega"])
+    steps = maxmin.Steps(
+        warm["weight"], weights, warm["curvature"], warm["coupling"], warm["omega"]
+    )
+    return warm["y"], duals, steps
 
 
 def minimize(

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from blocc.arrays import namespace, precision, random_signs
+from blocc.arrays import namespace, precision, random_probe
 from blocc.errors import (
     InvalidInputError,
     LowerInfeasibleError,
@@ -28,6 +28,8 @@ from blocc.sets import Box, ConvexSet, Free
 Array = Any
 
 MAX_ITERATIONS = 200_000
+PROBES, SWEEPS, POWERS = 24, 2, 12  # random directions, balancing passes, power iterations
+MARGIN = 1.05  # over norms that power iterations found
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Constraint:
         """Onto the dual's cone."""
         if self.equality:
             return dual
-        return namespace(dual).maximum(dual, dual * 0.0)
+        return namespace(dual).maximum(dual, 0.0)
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,24 @@ class SaddleProblem:
 
 @dataclass(frozen=True)
 class Steps:
-    """Step sizes that :func:`solve` settled on; reused for a nearby problem they save the probing and adapting."""
+    """What :func:`solve` learned about a problem's scale; reused for a nearby problem it saves the probing.
+
+    Attributes
+    ----------
+    primal_weights, dual_weights : array, dict of str to array
+        Squares of the scales that balance the constraint Jacobian.
+    curvature : array
+        Diagonal bound on the Lagrangian's Hessian.
+    coupling : 0-d array
+        Norm of the balanced Jacobian. With a batch, one entry an instance, here and below.
+    omega : 0-d array
+        Primal weight: large values make long dual and short primal steps.
+    """
 
     primal_weights: Array
     dual_weights: dict[str, Array]
-    eta: Array
+    curvature: Array
+    coupling: Array
     omega: Array
 
 
@@ -96,6 +111,29 @@ class SaddlePoint:
     iterations: int
     history: tuple[float, ...] = ()
     steps: Steps | None = None
+
+
+@dataclass(frozen=True)
+class SaddleBatch:
+    """Answer of :func:`solve_batch`: the best point of every instance, and whether it meets the tolerance.
+
+    Attributes
+    ----------
+    y, duals : array, dict of str to array
+        Shape ``(instances, ...)``.
+    residual : array, shape (instances,)
+        Relative KKT residuals.
+    solved : array of bool, shape (instances,)
+        Whether the residual is within the tolerance.
+    iterations : int
+        Of the whole batch.
+    """
+
+    y: Array
+    duals: dict[str, Array]
+    residual: Array
+    solved: Array
+    iterations: int
 
 
 def maxmin(
@@ -157,23 +195,27 @@ def _relative_residual(
     duals: Mapping[str, Array],
     values: Mapping[str, Array],
     gradient: Array,
+    over: _Over,
 ) -> Array:
-    """0-d device array: the largest of the relative natural residuals of the KKT system and the relative gap.
+    """The largest of the relative natural residuals of the KKT system and the relative gap, on the device.
 
     The natural residual ``z - Proj(z - map(z))`` vanishes exactly at saddle points, and bounds the distance to them,
     which a duality gap alone does only through its square root.
     """
-    xp = namespace(y)
-    gap, _ = problem.y_set.linear_gap(y, gradient)
-    dual_residual = xp.max(xp.abs(y - problem.y_set.project(y - gradient)))
+    xp = over.xp
+    if isinstance(problem.y_set, Box):
+        gap = over.sum(problem.y_set.linear_gaps(y, gradient)[0])
+    else:
+        gap, _ = problem.y_set.linear_gap(y, gradient)
+    dual_residual = over.max(xp.abs(y - problem.y_set.project(y - gradient)))
     size = dual_residual * 0.0
     primal_residual = size
     for name, block in problem.constraints.items():
         natural = duals[name] - block.project(duals[name] + values[name])
-        primal_residual = xp.maximum(primal_residual, xp.max(xp.abs(natural)))
-        size = xp.maximum(size, xp.max(xp.abs(duals[name])))
-        gap = gap - xp.sum(duals[name] * values[name])
-    primal_residual = primal_residual / (1.0 + xp.max(xp.abs(y)))
+        primal_residual = xp.maximum(primal_residual, over.max(xp.abs(natural)))
+        size = xp.maximum(size, over.max(xp.abs(duals[name])))
+        gap = gap - over.sum(duals[name] * values[name])
+    primal_residual = primal_residual / (1.0 + over.max(xp.abs(y)))
     dual_residual = dual_residual / (1.0 + size)
     gap = xp.abs(gap) / (1.0 + xp.abs(problem.objective(y)))
     return xp.maximum(xp.maximum(primal_residual, dual_residual), gap)
@@ -186,7 +228,8 @@ def kkt_residual(problem: SaddleProblem, y: Array, duals: Mapping[str, Array]) -
     ``1 + max|dual|``; the duality gap relative to ``1 + |objective|``.
     """
     gradient = problem.lagrangian_gradient(y, duals)
-    return float(_relative_residual(problem, y, duals, problem.values(y), gradient))
+    over = _Over(namespace(y), 0)
+    return float(_relative_residual(problem, y, duals, problem.values(y), gradient, over))
 
 
 def residuals(problem: SaddleProblem, y: Array, duals: Mapping[str, Array]) -> LowerResiduals:
@@ -223,73 +266,415 @@ def residuals(problem: SaddleProblem, y: Array, duals: Mapping[str, Array]) -> L
     )
 
 
-def _diagonals(problem: SaddleProblem, y: Array) -> tuple[Array, dict[str, Array]]:
-    """Diagonal step weights for y and every dual, from random probes of the functions (no matrix is formed).
+@dataclass(frozen=True)
+class _Over:
+    """Reductions over one instance's entries, and how its scalars meet its arrays.
 
-    Rows and columns of the constraint Jacobian are balanced towards unit 2-norm, estimated as the mean square of
-    ``J v`` and ``J^T u`` over random signs (after Diamond and Boyd 2017, matrix-free equilibration); the columns are
-    weighted by the objective's curvature too, probed in the same way.
+    ``batch`` is the number of leading axes that count instances: 0 for one problem, 1 for a batch.
     """
-    xp = namespace(y)
-    probes, sweeps = 6, 3
-    values, gradient = problem.values(y), problem.gradient(y)
-    primal = xp.ones_like(y)
-    duals = {name: xp.ones_like(value) for name, value in values.items()}
 
-    def positive(total: Array) -> Array:
-        """Square roots of mean squares; 1 where nothing was seen."""
-        return xp.where(total > 0, xp.sqrt(total), xp.ones_like(total))
+    xp: Any
+    batch: int
 
-    def shift(seed: int) -> Array:
-        """A small random move that stays in the set where it can."""
-        step = 1e-4 * (1.0 + xp.max(xp.abs(y))) * random_signs(y, seed)
-        one, other = problem.y_set.project(y + step) - y, problem.y_set.project(y - step) - y
-        return xp.where(xp.abs(one) >= xp.abs(other), one, other)
+    def sum(self, array: Array) -> Array:
+        """Sum over an instance's entries."""
+        return self.xp.sum(array, axis=self._axes(array))
 
-    length = 1e-4 * (1.0 + xp.max(xp.abs(y)))
-    for sweep in range(sweeps if values else 0):
-        columns = xp.zeros_like(y)
-        rows = {name: xp.zeros_like(value) for name, value in values.items()}
-        for probe in range(probes):
-            seed = probes * sweep + probe
-            moved = y + primal * shift(seed)
-            for name, block in problem.constraints.items():
-                change = duals[name] * (block.value(moved) - values[name]) / length
-                rows[name] = rows[name] + change**2 / probes
-                signs = random_signs(values[name], seed)
-                columns = columns + (primal * block.pullback(y, duals[name] * signs)) ** 2 / probes
-        if isinstance(problem.y_set, Box):  # a scaled projection is the plain one only there
-            primal = primal / xp.sqrt(positive(columns))
-        for name in duals:
-            duals[name] = duals[name] / xp.sqrt(positive(rows[name]))
-    weights = primal**2
-    if isinstance(problem.y_set, Box):
-        square = xp.zeros_like(y)
-        for probe in range(probes):
-            square = (
-                square + ((problem.gradient(y + shift(probe)) - gradient) / length) ** 2 / probes
+    def max(self, array: Array) -> Array:
+        """Largest of an instance's entries."""
+        return self.xp.max(array, axis=self._axes(array))
+
+    def _axes(self, array: Array) -> tuple[int, ...] | None:
+        return tuple(range(self.batch, array.ndim)) if self.batch else None
+
+    def fit(self, scalar: Array, like: Array) -> Array:
+        """One number an instance, shaped to meet an array of all instances."""
+        if not self.batch:
+            return scalar
+        return self.xp.reshape(scalar, scalar.shape + (1,) * (like.ndim - self.batch))
+
+    def ratio(self, top: Array, bottom: Array, otherwise: float = 1.0) -> Array:
+        """``top / bottom`` where ``bottom`` is positive."""
+        known = bottom > 0
+        return self.xp.where(known, top / self.xp.where(known, bottom, 1.0), otherwise)
+
+    def where(self, condition: Array, one: Array, other: Array) -> Array:
+        """``one`` for the instances where the condition holds."""
+        return self.xp.where(self.fit(condition, one), one, other)
+
+
+class _Prober:
+    """Random probes of a problem's functions around (y, mu): no matrix is formed.
+
+    Moves are short, and start at a point from which they stay in the set in both directions.
+    """
+
+    def __init__(self, problem: SaddleProblem, y: Array, mu: Mapping[str, Array], over: _Over):
+        self.problem, self.mu, self.over, self.xp = problem, mu, over, over.xp
+        self.box = isinstance(problem.y_set, Box)  # a scaled projection is the plain one only there
+        self.length = precision(y) ** 0.25 * (1.0 + over.max(self.xp.abs(y)))
+        reach = 2.0 * over.fit(self.length, y)
+        self.probes = max(6, min(PROBES, math.prod(y.shape[over.batch :])))
+        self.base = 0.5 * (problem.y_set.project(y + reach) + problem.y_set.project(y - reach))
+        self.values = problem.values(self.base)
+        self.gradient = problem.lagrangian_gradient(self.base, mu)
+
+    def _ahead(self, direction: Array) -> tuple[Array, Array]:
+        """A point a short way along, and what turns a difference to it into a derivative along the direction."""
+        peak = self.over.max(self.xp.abs(direction))
+        peak = self.xp.where(peak > 0, peak, 1.0)
+        step = self.over.fit(self.length / peak, direction) * direction
+        return self.problem.y_set.project(self.base + step), peak / self.length
+
+    def _slope(self, change: Array, factor: Array) -> Array:
+        change = change * self.over.fit(factor, change)
+        return self.xp.where(self.xp.isfinite(change), change, 0.0)
+
+    def hessian(self, direction: Array) -> Array:
+        """The Lagrangian's Hessian times a direction."""
+        moved, factor = self._ahead(direction)
+        change = self.problem.lagrangian_gradient(moved, self.mu) - self.gradient
+        return self._slope(change, factor)
+
+    def jacobian(self, direction: Array) -> dict[str, Array]:
+        """The constraints' Jacobian times a direction."""
+        moved, factor = self._ahead(direction)
+        return {
+            k: self._slope(block.value(moved) - self.values[k], factor)
+            for k, block in self.problem.constraints.items()
+        }
+
+    def adjoint(self, duals: Mapping[str, Array]) -> Array:
+        """The transposed Jacobian times multipliers."""
+        total = self.xp.zeros_like(self.base)
+        for k, block in self.problem.constraints.items():
+            total = total + block.pullback(self.base, duals[k])
+        return total
+
+    def root(self, square: Array) -> Array:
+        """Square root of what was seen, 1 where nothing was."""
+        return self.xp.where(square > 0, self.xp.sqrt(square), 1.0)
+
+    def unit(self, direction: Array) -> Array:
+        """The direction at length 1."""
+        return direction / self.over.fit(self.root(self.over.sum(direction**2)), direction)
+
+    def balance(self) -> tuple[Array, dict[str, Array], Array]:
+        """Squared scales that balance the Jacobian's rows and columns towards unit 2-norm, and its norm then.
+
+        Row norms are estimated as the mean square of ``J v`` over random v, column norms likewise (after Diamond
+        and Boyd 2017, matrix-free equilibration); the norm by power iterations.
+        """
+        xp, over = self.xp, self.over
+        primal = xp.ones_like(self.base)
+        duals = {k: xp.ones_like(value) for k, value in self.values.items()}
+        if not duals:
+            return primal, duals, self.length * 0.0
+        for sweep in range(SWEEPS):
+            columns, rows = primal * 0.0, {k: v * 0.0 for k, v in duals.items()}
+            for seed in range(self.probes * sweep, self.probes * (sweep + 1)):
+                for k, change in self.jacobian(primal * random_probe(primal, seed)).items():
+                    rows[k] = rows[k] + (duals[k] * change) ** 2
+                sent = {k: v * random_probe(v, seed) for k, v in duals.items()}
+                columns = columns + (primal * self.adjoint(sent)) ** 2
+            if self.box:
+                primal = primal / xp.sqrt(self.root(columns / self.probes))
+            duals = {k: v / xp.sqrt(self.root(rows[k] / self.probes)) for k, v in duals.items()}
+        direction, coupling = self.unit(random_probe(primal, 1)), self.length * 0.0
+        for _ in range(POWERS):
+            image = self.jacobian(primal * direction)
+            back = primal * self.adjoint({k: duals[k] ** 2 * v for k, v in image.items()})
+            coupling = xp.sqrt(xp.sqrt(over.sum(back * back)))
+            direction = self.unit(back)
+        return primal**2, {k: v**2 for k, v in duals.items()}, MARGIN * coupling
+
+    def curvature(self) -> Array:
+        """Diagonal bound on the Hessian: its row norms, seen in probes, scaled up to a bound by power iterations."""
+        xp, over = self.xp, self.over
+        square, sent = xp.zeros_like(self.base), xp.zeros_like(self.base)
+        for seed in range(self.probes):
+            direction = random_probe(self.base, seed)
+            square, sent = square + self.hessian(direction) ** 2, sent + direction**2
+        found = xp.sqrt(square / sent)
+        rounding = over.fit(self.rounding(self.gradient), found)
+        found = xp.where(found > rounding, found, 0.0)
+        largest = over.fit(over.max(found), found)
+        # nearly flat directions are floored: the power iteration divides by their curvature
+        found = xp.maximum(found, 1e-6 * largest) if self.box else found * 0.0 + largest
+        scale = xp.where(found > 0, 1.0 / self.root(found), 0.0)
+        direction, bound = self.unit(random_probe(found, 0)), self.length * 0.0
+        for _ in range(POWERS):
+            change = scale * self.hessian(scale * direction)
+            bound = xp.sqrt(over.sum(change * change))
+            direction = self.unit(change)
+        return found * over.fit(MARGIN * xp.where(bound > 0, bound, 1.0), found)
+
+    def rounding(self, value: Array) -> Array:
+        """Size of the rounding errors in a derivative of what has this value."""
+        return 100.0 * precision(value) * self.over.max(self.xp.abs(value)) / self.length
+
+    def responses(self) -> tuple[tuple[Array, ...], ...]:
+        """Hessian and Jacobian along one direction: to tell whether they are the same elsewhere."""
+        direction = random_probe(self.base, PROBES)
+        return (self.hessian(direction),), tuple(self.jacobian(direction).values())
+
+    def omega(self, primal: Array, duals: Mapping[str, Array]) -> Array:
+        """First primal weight: the balanced gradient's length over that of the constraints' values."""
+        size = self.length * 0.0
+        for k, value in self.values.items():
+            size = size + self.over.sum(duals[k] * value**2)
+        steep = self.xp.sqrt(self.over.sum(primal * self.gradient**2))
+        guess = self.over.ratio(steep, self.xp.where(steep > 0, self.xp.sqrt(size), 0.0))
+        return self.xp.minimum(self.xp.maximum(guess, 1e-3), 1e3)
+
+
+@dataclass
+class _Point:
+    """A primal-dual point and its residual, one an instance."""
+
+    y: Array
+    mu: dict[str, Array]
+    residual: Array
+
+
+class _Iteration:
+    """The reflected, anchored primal-dual iteration behind :func:`solve`, on one problem or on a batch of them.
+
+    A step maps ``z = (y, mu)`` to ``T(z)``: a projected primal step, then a dual step at the point reflected through
+    it. The next ``z`` lies between the reflection ``2 T(z) - z`` and the anchor, where the epoch began. Reflections are
+    projected, so that no function is called outside the set.
+    """
+
+    def __init__(
+        self, problem: SaddleProblem, y: Array, duals: Mapping[str, Array] | None, batch: int = 0
+    ):
+        self.problem, self.xp = problem, namespace(y)
+        self.over = _Over(self.xp, batch)
+        y_set = problem.y_set
+        self.project = y_set.projection(y) if isinstance(y_set, Box) else y_set.project
+        self.y = self.project(y)
+        values = problem.values(self.y)
+        self.mu = {
+            k: block.project(duals[k]) if duals else values[k] * 0.0
+            for k, block in problem.constraints.items()
+        }
+        gradient = problem.lagrangian_gradient(self.y, self.mu)
+        self.steep = self.over.max(self.xp.abs(gradient))
+        self.zero = self.steep * 0.0
+        residual = _relative_residual(problem, self.y, self.mu, values, gradient, self.over)
+        self.here = self.best = _Point(self.y, dict(self.mu), residual)
+        self.values = values
+
+    def begin(self, steps: Steps | None) -> None:
+        """Find step sizes and set the anchor."""
+        self.seen: tuple[tuple[Array, ...], ...] | None = None
+        if steps is None:
+            prober = _Prober(self.problem, self.y, self.mu, self.over)
+            weights, duals, coupling = prober.balance()
+            omega = prober.omega(weights, duals)
+            steps = Steps(weights, duals, prober.curvature(), coupling, omega)
+            self.seen = prober.responses()
+        self.steps = steps
+        self.total = self.probed = 0
+        self.constant = False  # whether the scales were seen to be the same elsewhere
+        self.anchored = True
+        self.anchor = self.here
+        self.last = self.y
+        self.count = self.zero
+        self.reference = self.previous = self.zero + math.inf
+        self._set_steps()
+
+    def _set_steps(self) -> None:
+        steps, over, xp = self.steps, self.over, self.xp
+        inverse = steps.curvature
+        if self.mu:
+            inverse = (
+                inverse + over.fit(steps.omega * steps.coupling, inverse) / steps.primal_weights
             )
-        curvature = xp.where(xp.isfinite(square), xp.sqrt(square), xp.zeros_like(square))
-        mean = xp.mean(curvature)
-        relative = xp.where(
-            mean > 0, curvature / xp.where(mean > 0, mean, mean + 1.0), xp.ones_like(y)
+        # where neither curvature nor coupling is met, a step goes ten times the size of y at most
+        steep = 0.1 * self.steep / (1.0 + over.max(xp.abs(self.y))) + 1e-30
+        self.tau = 1.0 / xp.where(inverse > 0, inverse, over.fit(steep, inverse))
+        ratio = over.ratio(steps.omega, steps.coupling)
+        self.sigma = {k: over.fit(ratio, w) * w for k, w in steps.dual_weights.items()}
+
+    def step(self, look: bool) -> bool:
+        """One iteration; with ``look``, residuals and restarts too. Returns whether it looked and restarted."""
+        problem, over = self.problem, self.over
+        blocks, project, cone = problem.constraints, self.project, self._cone
+        y, mu = self.y, self.mu
+        gradient = problem.lagrangian_gradient(y, mu)
+        y_new = project(y - self.tau * gradient)
+        ahead = project(2.0 * y_new - y)
+        mu_new = {k: cone(b, mu[k] + self.sigma[k] * b.value(ahead)) for k, b in blocks.items()}
+        self.total += 1
+        if not blocks:  # nothing is coupled: Nesterov's momentum instead of the anchor
+            weight = over.fit(self.count / (self.count + 3.0), y)
+            self.y = project(y_new + weight * (y_new - self.last))
+            self.last = y_new
+        elif self.anchored:
+            weight = (self.count + 1.0) / (self.count + 2.0)
+            self.y = self.anchor.y + over.fit(weight, y) * (ahead - self.anchor.y)
+            self.mu = {}
+            for k, block in blocks.items():
+                start = self.anchor.mu[k]
+                away = cone(block, 2.0 * mu_new[k] - mu[k]) - start
+                self.mu[k] = start + over.fit(weight, away) * away
+        else:
+            self.y, self.mu = y_new, mu_new
+        self.count = self.count + 1.0
+        return look and self._look(y, mu, gradient, y_new, mu_new)
+
+    def _cone(self, block: Constraint, dual: Array) -> Array:
+        """:meth:`Constraint.project` without looking up the namespace."""
+        return dual if block.equality else self.xp.maximum(dual, 0.0)
+
+    def _norms(self, dy: Array, dmu: Mapping[str, Array]) -> tuple[Array, Array]:
+        """Squares of balanced lengths."""
+        dual = self.zero
+        for k in dmu:
+            dual = dual + self.over.sum(dmu[k] * dmu[k] / self.steps.dual_weights[k])
+        return self.over.sum(dy * dy / self.steps.primal_weights), dual
+
+    def _length(self, dy: Array, dmu: Mapping[str, Array]) -> Array:
+        """Length in the metric of the step sizes, its cross term left out."""
+        total = self.over.sum(dy * dy / self.tau)
+        for k in dmu:
+            total = total + self.over.sum(dmu[k] * dmu[k] / self.sigma[k])
+        return self.xp.sqrt(total)
+
+    def _look(
+        self,
+        y: Array,
+        mu: Mapping[str, Array],
+        gradient: Array,
+        y_new: Array,
+        mu_new: dict[str, Array],
+    ) -> bool:
+        """Judge the step from (y, mu) to (y_new, mu_new), and restart where that is due."""
+        problem, over, xp, steps = self.problem, self.over, self.xp, self.steps
+        values, values_new = problem.values(y), problem.values(y_new)
+        gradient_new = problem.lagrangian_gradient(y_new, mu_new)
+        residual = _relative_residual(problem, y_new, mu_new, values_new, gradient_new, over)
+        dy, dmu = y_new - y, {k: mu_new[k] - mu[k] for k in mu_new}
+        length = self._length(dy, dmu)
+        moved_y, moved_mu = self._norms(dy, dmu)
+        size = over.max(xp.abs(y))
+        coupling, rounding = self.zero, over.sum(xp.abs(dy)) * over.max(xp.abs(gradient))
+        for k in dmu:
+            coupling = coupling + over.sum(dmu[k] * (values_new[k] - values[k]))
+            terms = xp.abs(values[k]) + over.fit(size, values[k])
+            rounding = rounding + over.sum(xp.abs(dmu[k]) * terms)
+        rounding = 100.0 * precision(y) * rounding
+        bend = over.sum((gradient_new - gradient) * dy) - coupling
+        # the step sizes are right if the step met no more curvature and coupling than they were set for
+        held = over.sum(steps.curvature * dy * dy)
+        limit = steps.coupling * xp.sqrt(moved_y * moved_mu)
+        usable = xp.isfinite(residual) & xp.isfinite(length) & xp.isfinite(bend)
+        bad = (
+            ~usable | (bend > 1.05 * held + rounding) | (xp.abs(coupling) > 1.05 * limit + rounding)
         )
-        inverse = xp.mean(weights) / weights if values else xp.zeros_like(y)
-        weights = 1.0 / xp.maximum(inverse + relative, xp.full_like(y, 1e-4))
-    return weights, {name: scale**2 for name, scale in duals.items()}
+        first = ~xp.isfinite(self.reference)
+        sufficient = length <= 0.4 * self.reference
+        necessary = (length <= 0.8 * self.reference) & (length > self.previous)
+        long = self.count >= 0.2 * self.total
+        restart = bad | (~first & (sufficient | necessary | long))
+        # what is left of the length that the epoch began with; a step misjudged says nothing
+        self.left = xp.where(bad | first, self.zero, over.ratio(length, self.reference, 0.0))
+        self.reference = xp.where(first, length, self.reference)
+        self.previous = length
 
+        self.here = _Point(y_new, mu_new, residual)
+        self.values, self.move, self.dual_move = values_new, dy, dmu
+        self.best = self._where(residual < self.best.residual, self.here, self.best)
+        one = self.zero + 1.0
+        flags = (restart, bad, bad & usable)
+        told = xp.stack([*(xp.max(xp.where(flag, one, self.zero)) for flag in flags), xp.max(size)])
+        restarts, self.misjudged, learnable, self.size = (float(told[i]) for i in range(4))
+        if not restarts:
+            return False
+        start = self._where(bad & ~(residual < self.anchor.residual), self.anchor, self.here)
+        self._balance(restart & ~bad)
+        if not self.constant and (learnable or self.total - self.probed >= 100):
+            self._probe_again(start, restart)
+        if self.misjudged:
+            self._raise_to(bad, usable, bend, coupling)
+        moving = _Point(self.y, self.mu, residual)
+        self.anchor = self._where(restart, start, self.anchor)
+        moving = self._where(restart, start, moving)
+        self.y, self.mu = moving.y, moving.mu
+        self.last = over.where(restart, start.y, self.last)
+        self.count = xp.where(restart, self.zero, self.count)
+        self._set_steps()
+        # steps that were wrong say nothing of the length of the next
+        length = xp.where(bad, self.zero + math.inf, self._length(dy, dmu))
+        self.reference = xp.where(restart, length, self.reference)
+        self.previous = xp.where(restart, self.zero + math.inf, self.previous)
+        return True
 
-def _first_steps(problem: SaddleProblem, y: Array, gradient: Array) -> Steps:
-    """Weights by probing, and a first step that is either rejected or moves by a tenth of y's scale."""
-    xp = namespace(y)
-    primal_weights, dual_weights = _diagonals(problem, y)
-    speed = xp.sqrt(xp.sum(primal_weights * gradient * gradient)) + 1e-30
-    scale = xp.sqrt(xp.sum((1.0 + y * y) / primal_weights))
-    eta = 0.1 * scale / speed
-    one = eta * 0.0 + 1.0
-    return Steps(
-        primal_weights, dual_weights, xp.minimum(eta, one) if problem.constraints else eta, one
-    )
+    def _where(self, condition: Array, one: _Point, other: _Point) -> _Point:
+        over = self.over
+        return _Point(
+            over.where(condition, one.y, other.y),
+            {k: over.where(condition, v, other.mu[k]) for k, v in one.mu.items()},
+            self.xp.where(condition, one.residual, other.residual),
+        )
+
+    def _balance(self, where: Array) -> None:
+        """Set the primal weight from the distances travelled since the anchor, smoothed."""
+        xp, omega = self.xp, self.steps.omega
+        y, mu, anchor = self.here.y, self.here.mu, self.anchor
+        noise = (10.0 * precision(y)) ** 2
+        size_y, size_mu = self._norms(y, mu)
+        far_y, far_mu = self._norms(y - anchor.y, {k: mu[k] - anchor.mu[k] for k in mu})
+        where = where & (far_y > noise * (1.0 + size_y)) & (far_mu > noise * (1.0 + size_mu))
+        ratio = xp.sqrt(xp.where(where, far_mu, 1.0) / xp.where(where, far_y, 1.0))
+        omega = xp.where(where, xp.sqrt(omega * ratio), omega)
+        self.steps = replace(self.steps, omega=omega)
+
+    def _probe_again(self, start: _Point, restart: Array) -> None:
+        """Learn the scales anew where an epoch starts, unless the functions respond there as they did elsewhere."""
+        over, xp, old = self.over, self.xp, self.steps
+        self.probed = self.total
+        prober = _Prober(self.problem, start.y, start.mu, over)
+        before, self.seen = self.seen, prober.responses()
+        if before is None:
+            return
+        excess = [xp.max(self.zero)] * 2
+        values = (prober.gradient,), tuple(prober.values.values())
+        for i, (now, then) in enumerate(zip(self.seen, before, strict=True)):
+            for one, other, value in zip(now, then, values[i], strict=True):
+                allowed = 1e-3 * xp.max(xp.abs(other)) + xp.max(prober.rounding(value))
+                excess[i] = xp.maximum(excess[i], xp.max(xp.abs(one - other)) - allowed)
+        told = xp.stack(excess)
+        bends, joins = (float(told[i]) > 0 for i in range(2))
+        self.constant = not (bends or joins)
+        weights, duals, coupling = old.primal_weights, old.dual_weights, old.coupling
+        if joins:
+            weights, duals, coupling = prober.balance()
+        curvature = prober.curvature() if bends or joins else old.curvature
+        self.steps = Steps(
+            over.where(restart, weights, old.primal_weights),
+            {k: over.where(restart, v, old.dual_weights[k]) for k, v in duals.items()},
+            over.where(restart, curvature, old.curvature),
+            xp.where(restart, coupling, old.coupling),
+            old.omega,
+        )
+
+    def _raise_to(self, bad: Array, usable: Array, bend: Array, coupling: Array) -> None:
+        """Set curvature and coupling to no less than what the misjudged step met.
+
+        Functions that are not finite where it went tell only that it went too far.
+        """
+        over, xp, steps, dy = self.over, self.xp, self.steps, self.move
+        one = self.zero + 1.0
+        shorter = xp.where(bad & ~usable, 4.0 * one, one)
+        met = over.ratio(1.1 * bend, over.sum(steps.curvature * dy * dy))
+        curved = xp.where(bad & usable & (met > 1.0), met, shorter)
+        moved_y, moved_mu = self._norms(dy, self.dual_move)
+        met = over.ratio(1.1 * xp.abs(coupling), xp.sqrt(moved_y * moved_mu), 0.0)
+        joined = xp.where(bad & usable, xp.maximum(met, steps.coupling), steps.coupling * shorter)
+        curvature = steps.curvature * over.fit(curved, dy)
+        self.steps = replace(steps, curvature=curvature, coupling=joined)
 
 
 def solve(
@@ -301,13 +686,14 @@ def solve(
     steps: Steps | None = None,
     max_iterations: int = MAX_ITERATIONS,
     check_every: int = 20,
-    record: bool = False,
     name: str = "lower level",
 ) -> SaddlePoint:
     """Saddle point to a certified relative KKT residual: the production form of MaxMin.
 
-    Adaptive steps after PDLP (Applegate et al. 2021) extended by the local curvature of the Lagrangian (Condat 2013,
-    Vu 2013), restarts from the average, primal weight from the distances travelled.
+    Condat-Vu primal-dual steps with diagonal preconditioning, anchored at the start of each epoch (Halpern) and
+    reflected, with restarts and a primal weight from the distances travelled, as in PDLP's successors (Lu and Yang
+    2024, arXiv:2407.16144). Step sizes come from probes of the functions, and every look checks that the step
+    just made met no more curvature and coupling than they allow for; where it did, they are learned anew.
 
     Parameters
     ----------
@@ -324,14 +710,13 @@ def solve(
     max_iterations : int
     check_every : int
         Iterations between looks from the host.
-    record : bool
-        Keep the residual at every look.
     name : str
         For error messages.
 
     Returns
     -------
     SaddlePoint
+        With the residual at every look as its ``history``.
 
     Raises
     ------
@@ -344,132 +729,128 @@ def solve(
     """
     if not tol >= 0:
         raise InvalidInputError(f"tol must be at least 0, got {tol}")
-    xp = namespace(y)
-    y = problem.y_set.project(y)
-    blocks = problem.constraints
-    values = problem.values(y)
-    mu = {k: block.project(duals[k]) if duals else values[k] * 0.0 for k, block in blocks.items()}
-    gradient = problem.lagrangian_gradient(y, mu)
-    zero = xp.sum(gradient * 0.0)
-    if not math.isfinite(float(zero)):
-        raise LowerNotSolvedError(f"{name}: its gradient is not finite at the starting point")
-
-    if steps is None:
-        steps = _first_steps(problem, y, gradient)
-    primal_weights, dual_weights, eta, omega = (
-        steps.primal_weights,
-        steps.dual_weights,
-        steps.eta,
-        steps.omega,
-    )
-
-    def norms(dy: Array, dmu: Mapping[str, Array]) -> tuple[Array, Array]:
-        primal = xp.sum(dy * dy / primal_weights)
-        dual = zero
-        for k in dmu:
-            dual = dual + xp.sum(dmu[k] * dmu[k] / dual_weights[k])
-        return primal, dual
-
-    def where(condition: Array, value: Array, otherwise: float) -> Array:
-        return xp.where(condition, value, zero + otherwise)
-
-    noise = (10.0 * precision(y)) ** 2
-    met, bend = (
-        zero,
-        zero,
-    )  # largest coupling and curvature met since the last restart, by unit move
-    restart = _Restart(problem, y, mu)
-    history: list[float] = []
-    seen_mu = dict(mu)
+    run = _Iteration(problem, y, duals)
+    residual = float(run.here.residual)
+    history = [residual]
+    if not (math.isfinite(residual) and math.isfinite(float(run.steep))):
+        raise LowerNotSolvedError(f"{name}: its functions are not finite at the starting point")
+    if residual <= tol:
+        return SaddlePoint(run.y, run.mu, residual, 0, tuple(history), steps)
+    if max_iterations > 0:
+        run.begin(steps)
     best = _Best(1e6 * precision(y), 10 * check_every)
-
-    for iteration in range(max_iterations + 1):
-        if iteration % check_every == 0:
-            looked = restart.look(y, mu, values, gradient)
-            history.append(looked.residual)
-            if not math.isfinite(looked.residual):
-                raise LowerNotSolvedError(
-                    f"{name}: its functions are not finite at a point that the solver reached"
-                )
-            best.see(looked.residual, iteration)
-            if looked.residual <= max(tol, best.floor(iteration)):
-                steps = Steps(primal_weights, dual_weights, eta, omega)
-                return SaddlePoint(
-                    looked.y, looked.duals, looked.residual, iteration, tuple(history), steps
-                )
-            _raise_if_hopeless(problem, looked, {k: mu[k] - seen_mu[k] for k in mu}, y, name)
-            seen_mu = dict(mu)
-            if iteration == max_iterations or best.stalled(iteration):
-                break
-            if looked.restarts:
-                y, mu, values, gradient = looked.y, looked.duals, looked.values, looked.gradient
-                moved_y, moved_mu = norms(y - restart.y, {k: mu[k] - restart.duals[k] for k in mu})
-                size_y, size_mu = norms(y, mu)
-                both = (moved_y > noise * (1.0 + size_y)) & (moved_mu > noise * (1.0 + size_mu))
-                ratio = xp.sqrt(where(both, moved_mu, 1.0) / where(both, moved_y, 1.0))
-                balanced = xp.where(both, xp.sqrt(omega * ratio), omega)
-                # below bend / met curvature limits the primal step: a smaller weight would only shrink the dual one
-                seen = met > 0
-                floor = xp.where(seen, bend / where(seen, met, 1.0), omega)
-                omega = xp.maximum(balanced, xp.minimum(omega, floor))
-                met, bend = zero, zero
-                restart.begin(y, mu)
-        y_new = problem.y_set.project(y - (eta / omega) * primal_weights * gradient)
-        values_new = problem.values(y_new)
-        mu_new = {
-            k: block.project(
-                mu[k] + (eta * omega) * dual_weights[k] * (2.0 * values_new[k] - values[k])
+    iteration, wasted, due = 0, 0, 2
+    wait = due
+    for iteration in range(1, max_iterations + 1):
+        look = iteration in (due, max_iterations)
+        restarted = run.step(look)
+        if not look:
+            continue
+        # steps that are new or were wrong are looked at soon, lest they lead far astray
+        wait = 2 if run.misjudged else min(4 * wait, check_every)
+        due = iteration + wait
+        residual = float(run.here.residual)
+        history.append(residual)
+        wasted = 0 if math.isfinite(residual) else wasted + 1
+        if wasted > 15:  # steps have shrunk a billionfold
+            raise LowerNotSolvedError(
+                f"{name}: its functions are not finite at points that the solver reached"
             )
-            for k, block in blocks.items()
-        }
-        gradient_new = problem.lagrangian_gradient(y_new, mu_new)
-        dy, dmu = y_new - y, {k: mu_new[k] - mu[k] for k in mu}
-        moved_y, moved_mu = norms(dy, dmu)
-        coupling = zero
-        for k in mu:
-            coupling = coupling + xp.sum(dmu[k] * (values_new[k] - values[k]))
-        curvature = xp.sum((gradient_new - gradient) * dy) - coupling
-        limit = xp.abs(coupling) + xp.maximum(curvature, zero)
-        length = omega * moved_y + moved_mu / omega
-        told = limit > 1e-14 * length  # otherwise the step met neither coupling nor curvature
-        allowed = 0.5 * length / xp.where(told, limit, length + 1.0)
-        finite = xp.isfinite(limit) & xp.isfinite(length)
-        allowed = xp.where(finite, xp.where(told, allowed, eta * 2.0), eta * 0.25)
-        accept = finite & (eta <= allowed)
-        moves = told & (moved_y > 0)
-        bend = xp.maximum(bend, where(moves, curvature / where(moves, moved_y, 1.0), 0.0))
-        moves = moves & (moved_mu > 0)
-        cosine = xp.abs(coupling) / xp.sqrt(
-            where(moves, moved_y, 1.0) * where(moves, moved_mu, 1.0)
-        )
-        met = xp.maximum(met, where(moves, cosine, 0.0))
-        used = eta
-        count = float(iteration + 2)
-        eta = xp.minimum((1.0 - count**-0.3) * allowed, (1.0 + count**-0.6) * eta)
-        if not blocks:
-            eta = xp.minimum(0.9 * allowed, 2.0 * used)
-        y = xp.where(accept, y_new, y)
-        gradient = xp.where(accept, gradient_new, gradient)
-        for b in mu:
-            mu[b] = xp.where(accept, mu_new[b], mu[b])
-            values[b] = xp.where(accept, values_new[b], values[b])
-        restart.add(xp.where(accept, used, zero), y, mu)
+        best.see(residual, iteration)
+        if residual <= max(tol, best.floor(iteration)):
+            return SaddlePoint(
+                run.here.y, run.here.mu, residual, iteration, tuple(history), run.steps
+            )
+        if best.stalled(iteration):
+            break
+        if not math.isfinite(residual):
+            continue
+        if wait == check_every:
+            _raise_if_infeasible(problem, run, name)
+        idle = restarted and float(run.left) > 0.5
+        if idle or run.size > 1e9:
+            _raise_if_unbounded(problem, run, name)
+        if restarted:
+            # without an answer, steps settle to a ray that proves it: soonest without an anchor
+            run.anchored = not (idle and run.anchored)
     raise LowerNotSolvedError(
-        f"{name}: relative KKT residual {looked.residual:.2e} after {iteration} iterations, asked for {tol:.1e}. "
+        f"{name}: relative KKT residual {residual:.2e} after {iteration} iterations, asked for {tol:.1e}. "
         "Scale the problem, bound y, or loosen tol"
     )
 
 
-@dataclass
-class _Look:
-    """A candidate (current or average) at a look: the better of the two."""
+def solve_batch(
+    problem: SaddleProblem,
+    y: Array,
+    duals: Mapping[str, Array] | None = None,
+    *,
+    tol: float,
+    max_iterations: int = 20_000,
+    check_every: int = 20,
+) -> SaddleBatch:
+    """Many saddle points at once (scenarios, folds, starts): the iteration of :func:`solve` on arrays of all instances.
 
-    y: Array
-    duals: dict[str, Array]
-    values: dict[str, Array]
-    gradient: Array
-    residual: float
-    restarts: bool = False
+    Instances share nothing but the calls: each has step sizes, restarts and a residual of its own, chosen by masks.
+    All go on until the last is solved; the best point of each is kept.
+
+    Parameters
+    ----------
+    problem : SaddleProblem
+        Its functions take and return arrays whose first axis counts instances: the objective, one number each, shape
+        ``(instances,)``; gradients in the shape of y; constraint values ``(instances, ...)``. The set must be a
+        :class:`blocc.Box`.
+    y : array, shape (instances, ...)
+        Starting points.
+    duals : mapping of str to array, optional
+        Starting multipliers, zero by default.
+    tol : float
+        Relative KKT residual to reach in every instance.
+    max_iterations, check_every : int
+
+    Returns
+    -------
+    SaddleBatch
+        Nothing is raised for an instance without an answer: look at ``solved``.
+
+    Raises
+    ------
+    InvalidInputError
+        If ``tol`` is negative or NaN, the set is no box, or the objective does not return one number an instance.
+    LowerNotSolvedError
+        If the functions are not finite at a starting point.
+    """
+    if not tol >= 0:
+        raise InvalidInputError(f"tol must be at least 0, got {tol}")
+    if not isinstance(problem.y_set, Box):
+        raise InvalidInputError(
+            f"solve_batch needs a Box as y_set, got {type(problem.y_set).__name__}: other sets would project across "
+            "instances. Solve them one by one"
+        )
+    instances = problem.objective(y).shape
+    if len(y.shape) < 2 or instances != y.shape[:1]:
+        raise InvalidInputError(
+            f"solve_batch: for y of shape {tuple(y.shape)} the objective must return shape ({y.shape[0]},), "
+            f"got {tuple(instances)}"
+        )
+    run = _Iteration(problem, y, duals, batch=1)
+    xp = run.xp
+    worst = float(xp.max(run.best.residual))
+    if not math.isfinite(worst):
+        raise LowerNotSolvedError("a batch's functions are not finite at a starting point")
+    iteration, due, wait = 0, 2, 2
+    if worst > tol and max_iterations > 0:
+        run.begin(None)
+        for iteration in range(1, max_iterations + 1):
+            look = iteration in (due, max_iterations)
+            run.step(look)
+            if not look:
+                continue
+            wait = 2 if run.misjudged else min(4 * wait, check_every)
+            due = iteration + wait
+            if float(xp.max(run.best.residual)) <= tol:
+                break
+    best = run.best
+    return SaddleBatch(best.y, best.mu, best.residual, best.residual <= tol, iteration)
 
 
 @dataclass
@@ -500,93 +881,25 @@ class _Best:
         return iteration > 20_000 and iteration - self.halved_at > iteration // 2
 
 
-class _Restart:
-    """Averages since the last restart, and when to restart (PDLP's residual criteria)."""
+def _raise_if_infeasible(problem: SaddleProblem, run: _Iteration, name: str) -> None:
+    """Raise where a ray proves infeasibility: the direction in which the last step moved the duals.
 
-    def __init__(self, problem: SaddleProblem, y: Array, duals: Mapping[str, Array]):
-        self.problem = problem
-        self.reference = math.inf
-        self.previous = math.inf
-        self.total_looks = 0
-        self.begin(y, duals)
-
-    def begin(self, y: Array, duals: Mapping[str, Array]) -> None:
-        """Start a new epoch at (y, duals)."""
-        self.y, self.duals = y, dict(duals)
-        self.sum_y = y * 0.0
-        self.sum_duals = {k: v * 0.0 for k, v in duals.items()}
-        xp = namespace(y)
-        self.weight = xp.sum(y * 0.0)
-        self.looks = 0
-
-    def add(self, weight: Array, y: Array, duals: Mapping[str, Array]) -> None:
-        """Count an iterate into the average."""
-        self.sum_y = self.sum_y + weight * y
-        for k in duals:
-            self.sum_duals[k] = self.sum_duals[k] + weight * duals[k]
-        self.weight = self.weight + weight
-
-    def look(
-        self, y: Array, duals: Mapping[str, Array], values: dict[str, Array], gradient: Array
-    ) -> _Look:
-        """Residuals of the current and the average iterate; the better one, and whether to restart from it."""
-        xp = namespace(y)
-        problem = self.problem
-        self.looks += 1
-        self.total_looks += 1
-        current = _relative_residual(problem, y, duals, values, gradient)
-        if self.looks == 1:  # nothing averaged yet
-            residual = float(current)
-            if self.reference == math.inf:
-                self.reference = residual
-            return _Look(y, dict(duals), dict(values), gradient, residual)
-        weight = xp.where(self.weight > 0, self.weight, xp.ones_like(self.weight))
-        mean_y = problem.y_set.project(self.sum_y / weight)
-        mean_duals = {k: v / weight for k, v in self.sum_duals.items()}
-        mean_values = problem.values(mean_y)
-        mean_gradient = problem.lagrangian_gradient(mean_y, mean_duals)
-        mean = _relative_residual(problem, mean_y, mean_duals, mean_values, mean_gradient)
-        mean = xp.where((self.weight > 0) & xp.isfinite(mean), mean, current * 2.0 + 1.0)
-        better = xp.minimum(current, mean)
-        pair = xp.stack([current, better])
-        residual_current, residual = (float(pair[i]) for i in range(2))
-        if residual < residual_current:
-            found = _Look(mean_y, mean_duals, mean_values, mean_gradient, residual)
-        else:
-            found = _Look(y, dict(duals), dict(values), gradient, residual)
-        sufficient = residual <= 0.2 * self.reference
-        necessary = residual <= 0.8 * self.reference and residual > self.previous
-        long = self.looks >= max(5.0, 0.36 * self.total_looks)
-        self.previous = residual
-        if sufficient or necessary or long:
-            found.restarts = True
-            self.reference = residual
-            self.previous = math.inf
-        return found
-
-
-def _raise_if_hopeless(
-    problem: SaddleProblem, looked: _Look, moved: Mapping[str, Array], y: Array, name: str
-) -> None:
-    """Raise where a ray proves infeasibility, or y runs away with an objective that falls without bound.
-
-    The ray is where the duals went since the last look. ``<ray, c(z)> > 0`` for every z in the set means that no z is
-    feasible (Farkas); convexity bounds it over the set from its value and gradient at one point.
+    ``<ray, c(z)> > 0`` for every z in the set means that no z is feasible (Farkas); convexity bounds it over the set
+    from its value and gradient at one point.
     """
-    xp = namespace(y)
+    if not run.mu:
+        return
+    xp, y = run.xp, run.here.y
     size = xp.max(xp.abs(y))
-    slack = unsupported = size * 0.0 - 1.0
-    ray = {k: block.project(moved[k]) for k, block in problem.constraints.items()}
-    if ray:
-        length = xp.max(xp.stack([xp.max(xp.abs(r)) for r in ray.values()]))
-        length = xp.where(length > 0, length, length + 1.0)
-        gradient, slack = y * 0.0, size * 0.0
-        for k, block in problem.constraints.items():
-            gradient = gradient + block.pullback(looked.y, ray[k] / length)
-            slack = slack + xp.sum(ray[k] / length * looked.values[k])
-        gap, residual = problem.y_set.linear_gap(looked.y, gradient)
-        slack, unsupported = slack - gap, xp.max(xp.abs(residual))
-    told = xp.stack([size, slack, unsupported])
+    ray = {k: block.project(run.dual_move[k]) for k, block in problem.constraints.items()}
+    length = xp.max(xp.stack([xp.max(xp.abs(r)) for r in ray.values()]))
+    length = xp.where(length > 0, length, length + 1.0)
+    gradient, slack = y * 0.0, size * 0.0
+    for k, block in problem.constraints.items():
+        gradient = gradient + block.pullback(y, ray[k] / length)
+        slack = slack + xp.sum(ray[k] / length * run.values[k])
+    gap, residual = problem.y_set.linear_gap(y, gradient)
+    told = xp.stack([size, slack - gap, xp.max(xp.abs(residual))])
     largest, proof, left = (float(told[i]) for i in range(3))
     scale = 1.0 + largest
     # a point could still be feasible proof / left away: call it infeasible only beyond a million sizes of y
@@ -594,25 +907,40 @@ def _raise_if_hopeless(
         proof > 1e5 * precision(y) * scale
         and left * scale <= max(1e-6, 100.0 * precision(y)) * proof
     ):
-        worst = {
-            k: float(xp.max(xp.abs(v) if problem.constraints[k].equality else v))
-            for k, v in looked.values.items()
-        }
+        worst = _violations(problem, run.values)
         culprit = max(worst, key=lambda k: worst[k])
         error = LowerInfeasibleError(
             f"{name}: no y satisfies its constraints at this x: constraint {culprit!r} conflicts with the rest "
             f"(smallest violation found {worst[culprit]:.3g}). Change x0, or relax {culprit!r}"
         )
-        error.ray = (looked.y, {k: r / length for k, r in ray.items()})
+        error.ray = (y, {k: r / length for k, r in ray.items()})
         raise error
-    if largest > 1e9:
-        slope = float(xp.sum(problem.gradient(y) * y)) / float(xp.sum(y * y)) ** 0.5
-        feasible = all(
-            float(xp.max(xp.abs(v) if problem.constraints[k].equality else v)) < 1e-3 * largest
-            for k, v in problem.values(y).items()
+
+
+def _violations(problem: SaddleProblem, values: Mapping[str, Array]) -> dict[str, float]:
+    """Largest violation by block."""
+    worst = {}
+    for k, value in values.items():
+        xp = namespace(value)
+        worst[k] = float(xp.max(xp.abs(value) if problem.constraints[k].equality else value))
+    return worst
+
+
+def _raise_if_unbounded(problem: SaddleProblem, run: _Iteration, name: str) -> None:
+    """Raise where the objective still falls a billion away along the last step, with the constraints satisfied."""
+    xp, y = run.xp, run.here.y
+    step = run.move
+    longest = xp.max(xp.abs(step))
+    far = problem.y_set.project(y + 1e9 * step / xp.where(longest > 0, longest, 1.0))
+    gone = far - y
+    told = xp.stack([xp.max(xp.abs(gone)), xp.sum(problem.gradient(far) * gone)])
+    distance, slope = (float(told[i]) for i in range(2))
+    if not (distance > 1e8 and slope < 0):
+        return
+    before = _violations(problem, run.values)
+    after = _violations(problem, problem.values(far))
+    if all(after[k] <= max(before[k], 0.0) + 1e-6 * distance for k in after):
+        raise LowerUnboundedError(
+            f"{name}: its objective falls without bound (still {distance:.1e} away from where the solver is). "
+            "Bound y with y_set, or add a strongly convex term"
         )
-        if slope < 0 and feasible:
-            raise LowerUnboundedError(
-                f"{name}: its objective falls without bound (|y| reached {largest:.1e}). "
-                "Bound y with y_set, or add a strongly convex term"
-            )

@@ -6,6 +6,7 @@ Every set works on arrays of any library that follows the array API, on the devi
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol, runtime_checkable
@@ -45,6 +46,10 @@ def _scalar(value: Any) -> Any:
 
 def _bound(value: Any, like: Array) -> Array:
     return value if isinstance(value, (int, float)) else asarray_like(value, like)
+
+
+def _absent(bound: Any, infinity: float) -> bool:
+    return isinstance(bound, float) and bound == infinity
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,23 +92,35 @@ class Box:
 
     def project(self, point: Array) -> Array:
         """Nearest point of the box."""
-        xp = namespace(point)
-        lower, upper = _bound(self.lower, point), _bound(self.upper, point)
-        if isinstance(lower, (int, float)):
-            lower = xp.full_like(point, lower)
-        if isinstance(upper, (int, float)):
-            upper = xp.full_like(point, upper)
-        return xp.minimum(xp.maximum(point, lower), upper)
+        return self.projection(point)(point)
+
+    def projection(self, like: Array) -> Callable[[Array], Array]:
+        """:meth:`project` for many points like this one, the bounds brought to its library and device once."""
+        xp = namespace(like)
+        lower = None if _absent(self.lower, -math.inf) else _bound(self.lower, like)
+        upper = None if _absent(self.upper, math.inf) else _bound(self.upper, like)
+
+        def project(point: Array) -> Array:
+            if lower is not None:
+                point = xp.maximum(point, lower)
+            return point if upper is None else xp.minimum(point, upper)
+
+        return project
 
     def linear_gap(self, point: Array, gradient: Array) -> tuple[Array, Array]:
         """See :meth:`ConvexSet.linear_gap`."""
+        gaps, residual = self.linear_gaps(point, gradient)
+        return namespace(point).sum(gaps), residual
+
+    def linear_gaps(self, point: Array, gradient: Array) -> tuple[Array, Array]:
+        """The gap of :meth:`linear_gap` entry by entry, whose sum it is, and the same residual."""
         xp = namespace(point)
         zero = xp.zeros_like(point)
         lower, upper = _bound(self.lower, point) + zero, _bound(self.upper, point) + zero
         bound = xp.where(gradient > 0, lower, upper)  # where the linear function is smallest
         finite = xp.isfinite(bound)
         distance = point - xp.where(finite, bound, point)
-        return xp.sum(gradient * distance), xp.where(finite, zero, gradient)
+        return gradient * distance, xp.where(finite, zero, gradient)
 
 
 class NonNegative(Box):

@@ -42,7 +42,7 @@ def test_solve_looks_from_the_host_at_most_every_other_iteration(check_every, de
     assert counts[200] > 0
     assert (counts[600] - counts[200]) / 400 <= 10 / check_every
     setup = counts[200] - (counts[600] - counts[200]) / 2
-    assert setup <= 20
+    assert setup <= 30  # the start, two early looks, and whether the scales are the same elsewhere
 
 
 def test_published_maxmin_syncs_once_at_the_end(device, syncs):

@@ -13,8 +13,23 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays as numpy_arrays
 
 import blocc
-from blocc.errors import LowerInfeasibleError, LowerNotSolvedError, LowerUnboundedError
-from blocc.maxmin import Constraint, SaddleProblem, Steps, kkt_residual, maxmin, residuals, solve
+from blocc.errors import (
+    InvalidInputError,
+    LowerInfeasibleError,
+    LowerNotSolvedError,
+    LowerUnboundedError,
+)
+from blocc.maxmin import (
+    POWERS,
+    PROBES,
+    Constraint,
+    SaddleProblem,
+    Steps,
+    kkt_residual,
+    maxmin,
+    residuals,
+    solve,
+)
 
 PRIMAL, DUAL = 1e-6, 1e-5  # accuracy promised against Clarabel
 
@@ -491,7 +506,8 @@ def test_max_iterations_is_respected(limit):
     problem = SaddleProblem(plain.objective, gradient, plain.constraints)
     with pytest.raises(LowerNotSolvedError, match=f"after {limit} iterations, asked for 1.0e-12"):
         solve(problem, np.zeros(10), tol=1e-12, max_iterations=limit)
-    assert calls <= limit + 10 + 2 * (1 + limit // 20)
+    setup = PROBES + POWERS + 4
+    assert calls <= limit + setup + 2 * (3 + limit // 20)
 
 
 def test_a_minimum_on_the_edge_of_the_domain_does_not_hang():
@@ -592,8 +608,9 @@ def test_the_dual_step_does_not_collapse_near_the_answer():
     steps = Steps(
         np.array([0.52455014, 0.64953871, 0.3891339]),
         {"c": np.array([0.64493297, 1.2002902]), "h": np.array([0.9013655])},
-        np.asarray(0.7371814177455689),
-        np.asarray(1.280179),
+        curvature=q + a,
+        coupling=np.asarray(1.5),
+        omega=np.asarray(1.280179),
     )
     duals = {"c": np.zeros(2), "h": np.array([0.7428301201633599])}
     y = np.array([0.1995606418413873, 0.019838123516409557, -0.03517847171672406])
@@ -621,3 +638,77 @@ def test_a_tolerance_below_rounding_level_ends_at_rounding_level():
     found = solve(qp.problem(), np.zeros(5), tol=0.0)
     assert 0 <= found.residual < 1e-13
     assert found.iterations < 5000
+
+
+# ---- batches ------------------------------------------------------------------------------------------------------
+
+
+def batch_of(programs, y_set=None) -> SaddleProblem:
+    """The quadratic programs as one problem whose first axis counts them."""
+    Q, q, A, b, E, e = (
+        np.stack([getattr(program, name) for program in programs])
+        for name in ("Q", "q", "A", "b", "E", "e")
+    )
+
+    def times(matrices, vectors):
+        return np.einsum("kij,kj->ki", matrices, vectors)
+
+    def back(matrices, vectors):
+        return np.einsum("kij,ki->kj", matrices, vectors)
+
+    blocks = {
+        "c": Constraint(lambda y: times(A, y) - b, lambda y, dual: back(A, dual)),
+        "h": Constraint(lambda y: times(E, y) - e, lambda y, dual: back(E, dual), equality=True),
+    }
+    return SaddleProblem(
+        lambda y: (0.5 * times(Q, y) * y + q * y).sum(axis=1),
+        lambda y: times(Q, y) + q,
+        blocks,
+        y_set or blocc.Free(),
+    )
+
+
+def test_every_instance_of_a_batch_agrees_with_clarabel():
+    """Easy, ill-conditioned and badly scaled programs side by side: each is solved to its own answer."""
+    programs = [QP(6, 3, 1, seed, spread=0.3 * (seed % 3)) for seed in range(9)]
+    found = blocc.maxmin.solve_batch(batch_of(programs), np.zeros((9, 6)), tol=1e-9)
+    assert found.solved.all()
+    for i, qp in enumerate(programs):
+        duals = {k: v[i] for k, v in found.duals.items()}
+        residual = kkt_residual(qp.problem(), found.y[i], duals)
+        assert residual <= 1e-9
+        assert residual == pytest.approx(found.residual[i], abs=1e-12)
+        certificate = residuals(qp.problem(), found.y[i], duals)
+        assert certificate.objective == pytest.approx(qp.reference()[2], rel=1e-6, abs=1e-6)
+
+
+def test_an_instance_without_an_answer_is_marked_and_the_others_are_solved():
+    programs = [QP(4, 2, 1, seed) for seed in range(3)]
+    programs[1].A, programs[1].b = np.array([[1.0, 0, 0, 0], [-1, 0, 0, 0]]), np.array([-1.0, -1])
+    found = blocc.maxmin.solve_batch(
+        batch_of(programs, blocc.Box(-9, 9)), np.zeros((3, 4)), tol=1e-8, max_iterations=2000
+    )
+    assert found.solved.tolist() == [True, False, True]
+    assert found.iterations == 2000
+    assert found.residual[1] > 0.1
+    assert np.isfinite(found.y).all()
+
+
+def test_a_solved_batch_needs_no_iteration():
+    programs = [QP(4, 2, 1, seed) for seed in range(3)]
+    found = blocc.maxmin.solve_batch(batch_of(programs), np.zeros((3, 4)), tol=1e-8)
+    again = blocc.maxmin.solve_batch(batch_of(programs), found.y, found.duals, tol=1e-8)
+    assert again.iterations == 0
+    assert again.y.tobytes() == found.y.tobytes()
+
+
+def test_batches_refuse_what_would_mix_instances():
+    programs = [QP(4, 2, 1, seed) for seed in range(3)]
+    problem = batch_of(programs)
+    with pytest.raises(InvalidInputError, match="needs a Box as y_set, got Ball"):
+        blocc.maxmin.solve_batch(batch_of(programs, blocc.Ball(1.0)), np.zeros((3, 4)), tol=1e-8)
+    mixed = SaddleProblem(lambda y: problem.objective(y).sum(), problem.gradient)
+    with pytest.raises(InvalidInputError, match=r"must return shape \(3,\), got \(\)"):
+        blocc.maxmin.solve_batch(mixed, np.zeros((3, 4)), tol=1e-8)
+    with pytest.raises(InvalidInputError, match="tol must be at least 0"):
+        blocc.maxmin.solve_batch(problem, np.zeros((3, 4)), tol=-1.0)

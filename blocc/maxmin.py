@@ -103,13 +103,17 @@ class Steps:
 
 @dataclass(frozen=True)
 class SaddlePoint:
-    """Answer of :func:`solve` or :func:`maxmin`: primal y, duals by name, and the residual reached."""
+    """Answer of :func:`solve` or :func:`maxmin`: primal y, duals by name, and the residual reached.
+
+    ``history`` holds residuals on the way, ``looks`` the iterations at which :func:`solve` took them.
+    """
 
     y: Array
     duals: dict[str, Array]
     residual: float
     iterations: int
     history: tuple[float, ...] = ()
+    looks: tuple[int, ...] = ()
     steps: Steps | None = None
 
 
@@ -731,11 +735,11 @@ def solve(
         raise InvalidInputError(f"tol must be at least 0, got {tol}")
     run = _Iteration(problem, y, duals)
     residual = float(run.here.residual)
-    history = [residual]
+    history, looks = [residual], [0]
     if not (math.isfinite(residual) and math.isfinite(float(run.steep))):
         raise LowerNotSolvedError(f"{name}: its functions are not finite at the starting point")
     if residual <= tol:
-        return SaddlePoint(run.y, run.mu, residual, 0, tuple(history), steps)
+        return SaddlePoint(run.y, run.mu, residual, 0, tuple(history), (0,), steps)
     if max_iterations > 0:
         run.begin(steps)
     best = _Best(1e6 * precision(y), 10 * check_every)
@@ -751,6 +755,7 @@ def solve(
         due = iteration + wait
         residual = float(run.here.residual)
         history.append(residual)
+        looks.append(iteration)
         wasted = 0 if math.isfinite(residual) else wasted + 1
         if wasted > 15:  # steps have shrunk a billionfold
             raise LowerNotSolvedError(
@@ -758,9 +763,8 @@ def solve(
             )
         best.see(residual, iteration)
         if residual <= max(tol, best.floor(iteration)):
-            return SaddlePoint(
-                run.here.y, run.here.mu, residual, iteration, tuple(history), run.steps
-            )
+            told = tuple(history), tuple(looks)
+            return SaddlePoint(run.here.y, run.here.mu, residual, iteration, *told, run.steps)
         if best.stalled(iteration):
             break
         if not math.isfinite(residual):

@@ -64,6 +64,9 @@ class _State:
     relaxed_x: Array | None = None
     best_x: Array | None = None
     best_response: float = math.inf
+    relative: float = (
+        math.inf
+    )  # how far the last stage's F_gamma was from the true value: sets how exact the next is
 
 
 @dataclass(frozen=True)
@@ -208,12 +211,13 @@ class Homotopy:
 
     def stages(self, state: _State) -> Iterator[_Candidate]:
         """Run the gamma stages from a state; yield candidates for the answer, the last the most accurate."""
-        relative = math.inf
         while True:
             gamma = state.gamma if self.fixed_gamma is None else self.fixed_gamma
             last = self.fixed_gamma is not None
             final = last or gamma >= self.schedule.limit
-            stage_tol = 0.3 * self.tol if final else min(max(0.1 * relative, 0.1 * self.tol), 1e-3)
+            stage_tol = (
+                0.3 * self.tol if final else min(max(0.1 * state.relative, 0.1 * self.tol), 1e-3)
+            )
             if self.method == "convex_concave":
                 stage_tol = min(
                     stage_tol, 10.0 * self.tol
@@ -230,11 +234,11 @@ class Homotopy:
                 state.gamma = gamma * self.schedule.factor
                 continue
             state.x = here.x
-            relative = _left(here, self.tol)
-            last = last or relative <= self.tol or gamma >= self.schedule.limit
+            state.relative = _left(here, self.tol)
+            last = last or state.relative <= self.tol or gamma >= self.schedule.limit
             last = last or state.iterations >= self.max_iterations
             smooth = self.method != "convex_concave" and self.fixed_gamma is None
-            if relative <= POLISH_AT and smooth and not state.polished:
+            if state.relative <= POLISH_AT and smooth and not state.polished:
                 polished = self._polish(state, gamma)
                 if polished is not None:
                     yield polished
@@ -488,7 +492,7 @@ class Homotopy:
         for part in ("lower", "penalized"):
             for key, value in (getattr(self.warm, part) or {}).items():
                 arrays[f"warm/{part}/{key}"] = to_numpy(value)
-        scalars = ("gamma", "stage", "iterations", "polished", "bound", "best_response")
+        scalars = ["gamma", "stage", "iterations", "polished", "bound", "best_response", "relative"]
         meta = {
             "format": CHECKPOINT,
             "state": {name: getattr(state, name) for name in scalars},

@@ -359,7 +359,7 @@ def test_resuming_another_problem_is_refused(tmp_path):
 
 def test_resuming_a_result_file_is_refused(tmp_path):
     path = run().save(tmp_path / "result.npz")
-    with pytest.raises(CorruptFileError, match="not a blocc-checkpoint-1 file"):
+    with pytest.raises(CorruptFileError, match="not a blocc-checkpoint-2 file"):
         run(resume=path)
 
 

@@ -345,7 +345,7 @@ WELL_FORMED = {
     ),
     "a checkpoint": (
         {"x": np.zeros(1)},
-        {"format": "blocc-checkpoint-1"},
+        {"format": "blocc-checkpoint-2"},
         "not a blocc-result-1 file",
     ),
     "no dictionary": ({"x": np.zeros(1)}, ["format"], "not a blocc-result-1 file"),

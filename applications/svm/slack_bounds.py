@@ -233,11 +233,17 @@ class SlackBoundModel:
         return Relaxation(x=c, y=y, bound=max(bound, 0.0))
 
     def _relaxed(
-        self, y: Array, smoothing: float, shift: Array | float = 0.0, gamma: float = 0.0
+        self,
+        y: Array,
+        smoothing: float,
+        shift: Array | float = 0.0,
+        gamma: float = 0.0,
+        size: float | None = None,
     ) -> tuple[float, Array, Array]:
         """Value, gradient and (generalised) Hessian of ``f + gamma g`` with c eliminated, its norm smoothed from below.
 
-        ``shift`` is added to every slack (see the convex-concave step).
+        ``shift`` is added to every slack, and with a ``size`` the regulariser is the squared norm over twice it (the
+        convex-concave step's).
         """
         losses = self._losses(y)
         if not np.all(np.isfinite(losses)):
@@ -249,23 +255,24 @@ class SlackBoundModel:
         base = float(np.sum(losses)) + 0.5 * gamma * float(self.curvature @ y**2)
         violated = self.train[slack > 0]
         pull = self.train.T @ slack
-        if self.regulariser == "squared":
-            value = base + 0.5 * float(slack @ slack)
-            return value, gradient - pull, hessian + violated.T @ violated
+        if size is not None or self.regulariser == "squared":
+            share = 1.0 if size is None else 1.0 / size
+            value = base + 0.5 * share * float(slack @ slack)
+            return value, gradient - share * pull, hessian + share * violated.T @ violated
         length = math.hypot(float(np.linalg.norm(slack)), smoothing)
         value = base + length - smoothing
         curvature = violated.T @ violated / length - np.outer(pull, pull) / length**3
         return value, gradient - pull / length, hessian + curvature
 
-
-class SquaredSlackBoundModel(SlackBoundModel):
-    """The problem with the paper's regulariser, whose convex-concave step is closed in c."""
-
     def convex_concave_step(self, x: Array, gamma: float, lower: Saddle, *, tol: float) -> Array:
-        """Minimiser of ``p_gamma(c) + gamma <dual, c>``: ``c = max(1 - margin, -gamma dual)``, Newton in (w, b)."""
-        shift = gamma * lower.duals["margin"]
+        """Minimiser of ``p_gamma(c) + gamma <dual, c>``, Newton in (w, b): ``c = max(1 - margin, -gamma dual)``.
+
+        The norm is replaced by its majorant at x, ``||c||^2 / (2 s) + s / 2`` with s = ||x||, which has the same form.
+        """
+        size = 1.0 if self.regulariser == "squared" else max(float(np.linalg.norm(x)), 1e-9)
+        shift = size * gamma * lower.duals["margin"]
         y, _, _ = _newton(
-            lambda point: self._relaxed(point, 0.0, shift, gamma), lower.y, 1e-3 * tol
+            lambda point: self._relaxed(point, 0.0, shift, gamma, size), lower.y, 1e-3 * tol
         )
         return np.maximum(1.0 - self.train @ y, -shift)
 
@@ -362,8 +369,7 @@ class SlackBoundProblem:
         if not np.all(np.isin(np.asarray(y_val), self.classes)):
             raise InvalidInputError("y_val has a label that y_train does not have")
         signs_val = np.where(np.asarray(y_val) == self.classes[1], 1.0, -1.0)
-        kind = SquaredSlackBoundModel if upper == "squared" else SlackBoundModel
-        self.model = kind(
+        self.model = SlackBoundModel(
             _signed("train", Z_train, 2.0 * signs - 1.0),
             _signed("val", Z_val, signs_val),
             upper,

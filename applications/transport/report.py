@@ -240,7 +240,10 @@ def _bar(part: float) -> str:
 
 def _worth(network: Network, capacity: Array, worth: Sensitivity | None) -> str:
     if worth is None or not len(worth.link):
-        return "<p>Not computed: no link was built, or the time for it had run out.</p>"
+        return (
+            "<p>Not computed: no link was built, or the network is so large that asking the passengers again for every "
+            "link would take too long.</p>"
+        )
     rows = (
         (
             f"{_text(network.link_id[i])} <span class='dim'>{_pair(network, network.tail[i], network.head[i])}</span>",

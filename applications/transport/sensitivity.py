@@ -21,6 +21,7 @@ from .network import Network
 Array = np.ndarray[Any, Any]
 CHANGE = 0.1
 _LINKS = 10
+_LARGEST = 2_000_000  # links times pairs: beyond, a single answer can take minutes
 _TOL = 1e-8  # relative gap of the passengers' problem; profits are then good to far less than what is shown
 
 
@@ -62,6 +63,7 @@ def sensitivity(
     Returns
     -------
     Sensitivity
+        Empty where nothing is built, and for cities (links times pairs above two million).
     """
     model = TransitModel(network)
     revenue = network.trips * network.revenue
@@ -78,6 +80,8 @@ def sensitivity(
         return float(revenue @ answer.share - network.capacity_cost @ at)
 
     built = np.flatnonzero(capacity > 0)
+    if len(network.tail) * len(network.trips) > _LARGEST:
+        built = built[:0]
     order = built[np.argsort(-np.nan_to_num(price[built]), kind="stable")][:_LINKS]
     rows = []
     base = profit(capacity) if len(order) else 0.0

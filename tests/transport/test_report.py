@@ -13,6 +13,7 @@ from hypothesis import example, given, settings, strategies
 
 from blocc.applications import transport
 from blocc.applications.transport import reference, report
+from blocc.applications.transport import sensitivity as sensitivity_module
 from blocc.applications.transport.sensitivity import Sensitivity, sensitivity
 
 graph_objects = pytest.importorskip("plotly.graph_objects")
@@ -375,6 +376,16 @@ def test_sensitivity_of_nothing_and_without_time():
     nothing = sensitivity(network, np.zeros(6), np.ones(6))
     late = sensitivity(network, np.ones(6), np.ones(6), seconds=-1.0)
     assert len(nothing.link) == len(late.link) == 0
+
+
+def test_sensitivity_of_a_city_is_left_out_and_the_report_says_so(seville, short, monkeypatch):
+    network, parts = seville
+    m, p = len(network.link_id), len(network.trips)
+    monkeypatch.setattr(sensitivity_module, "_LARGEST", m * p - 1)
+    worth = sensitivity(network, parts["capacity"], parts["price"])
+    assert len(worth.link) == 0
+    page = Page(report.render(network, **parts, worth=worth))
+    assert "so large that asking the passengers again" in page.visible
 
 
 def test_a_city_of_93135_pairs_fits_in_ten_megabytes():

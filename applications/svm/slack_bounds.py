@@ -286,9 +286,10 @@ def _newton(
     for _ in range(NEWTON_STEPS):
         # the ridge only tilts the step where features are collinear; the answer does not depend on it
         ridge = 1e-13 * np.trace(hessian) + 1e-300
-        factor = scipy.linalg.cho_factor(
-            hessian + ridge * np.eye(len(y)), check_finite=False, overwrite_a=True
-        )
+        try:
+            factor = scipy.linalg.cho_factor(hessian + ridge * np.eye(len(y)), check_finite=False)
+        except scipy.linalg.LinAlgError:  # rounding errors won: what was found so far stands
+            break
         step = -scipy.linalg.cho_solve(factor, gradient, check_finite=False)
         promised = -0.5 * float(gradient @ step)
         if promised <= min(tol, 1e-14) * (1.0 + abs(value)):

@@ -13,10 +13,11 @@ The method is interior-point with generated paths (columns) and nearly full link
 
 1. Barrier method on the dual. ``-gauge log`` of every path flow and of every link's slack makes the dual a smooth
    concave function of the prices alone: each pair's path flows follow in closed form from one scalar root. Newton
-   with a line search maximises it from any start. At its central prices one all-pairs shortest path evaluates D,
-   the certificate, and generates paths, which enter without any disturbance. The gauge falls in stages.
-2. Primal-dual predictor-corrector steps (Mehrotra 1992) from the last central point, which keep their accuracy down
-   to a relative gap of 1e-10 and below, where the barrier's path flows drown in rounding.
+   with a line search maximises it from any start, at one large gauge. All-pairs shortest paths at its central prices
+   evaluate D, the certificate, and generate paths, which enter without any disturbance.
+2. Primal-dual predictor-corrector steps (Mehrotra 1992) with centrality correctors (Gondzio 1996) from there to the
+   end. Each time the residuals have fallen, the certificate is evaluated again; paths that are shorter than the known
+   ones join with little flow, and the steps go on. Where they get stuck, phase 1 follows at a smaller gauge.
 
 Both phases eliminate each pair's paths (a diagonal plus rank one), which leaves one symmetric positive definite
 system in the prices of the nearly full links. The path set and prices of a nearby problem are a good start.
@@ -50,10 +51,23 @@ CLOSED = 1e-13  # capacity below this fraction of the largest trips counts as ze
 TRACE = 1e-7  # part of a pair's trips below which a path flow may be an interior point's trace
 NEARLY_FULL = 0.3  # load from which a link's capacity enters the Newton system
 COLD, WARM = 0.1, 1e-2  # first gauge, in units of the prices to expect
-SHRINK = 0.2  # of the gauge from stage to stage
 CENTRED = 0.3  # Newton decrement, in units of the barrier's own size, at which a stage ends
-FINISH = 1e-2  # relative size of the barrier at which the primal-dual steps take over
-BALANCED = 0.5  # part of its capacity by which a link may then still miss its equation
+BALANCED = 2.0  # part of its capacity by which a link may then still miss its equation
+LOOK = 0.3  # factor by which the primal-dual residuals fall between two certificates
+PATIENCE, PROGRESS = (
+    6,
+    0.7,
+)  # primal-dual steps without such a reduction before the next barrier phase
+SHRINK = 0.2  # its gauge, in units of the last barrier phase's
+SHORT = 0.1  # length below which a step centres instead of reducing the gauge
+SATURATED = (
+    1e-9  # part of a pair's trips that must stay away for its equation to be in terms of them
+)
+ENTRY = 0.01  # part of a pair's trips that a path generated on the way may start with
+CORRECTORS, SPREAD = (
+    3,
+    10.0,
+)  # centrality corrections of a step, and how far a product may be from its target
 FLOOR = 0.01  # how far the gauge may run ahead of the residuals in primal-dual steps
 BOUNDARY = 0.995  # part of the way to the boundary that a step may go
 
@@ -394,6 +408,9 @@ class _Solve:
         self.closed = capacity <= CLOSED * np.max(network.trips, initial=0.0)
         self.capacity = np.where(self.closed, 0.0, capacity)
         self.limited = ~self.closed & np.isfinite(capacity)
+        self.typical = float(np.sum(network.trips**2) / max(np.sum(network.trips), 1e-300))
+        self.row_room = np.ones(network.links)
+        self.row_room[self.limited] = self._weight(capacity[self.limited])
         self.cost = np.where(self.closed, np.inf, network.travel_time)
         self.price = np.zeros(network.links)
         if warm is not None:
@@ -448,23 +465,12 @@ class _Solve:
         self.gauge = (COLD if self.warm is None else WARM) * scale
         self._first_prices()
         while self.iterations < self.max_iterations:
-            last = self.gauge * self._weight_sum() <= FINISH * self.gap_size / self.gap
-            self._centre(BALANCED if last else np.inf)
+            self._centre()
             answer = self._certify()
+            if answer is None and self._extend() is None:
+                answer = self._follow()
             if answer is not None:
                 return answer
-            if self._extend():
-                continue
-            if last:
-                self._finish()
-                answer = self._certify()
-                if answer is not None:
-                    return answer
-                extended = self._extend()
-                self.price = self.now.price  # central, unlike the new ones
-                if extended:
-                    continue
-            self.gauge *= SHRINK
         raise LowerNotSolvedError(
             f"the passengers' problem stopped at relative gap {self.gap:.1e} > {self.tol:.1e} after "
             f"{self.iterations} Newton iterations"
@@ -519,15 +525,21 @@ class _Solve:
 
     # -- the problem on the generated paths ----------------------------------------------------------------------
 
-    def _extend(self) -> bool:
-        """Add the shortest paths that are shorter than the known ones; whether one matters at this accuracy."""
+    def _extend(self) -> Array | None:
+        """Add the shortest paths that are shorter than the known ones, if that matters at this accuracy.
+
+        Returns
+        -------
+        order : array of int, (paths,), or None
+            Where each path of the new list was in the old one, with the added ones behind it.
+        """
         network = self.network
         cost = _path_sums(self.path_start, self.path_links, network.travel_time + self.price)
         best = np.full(network.pairs, -np.inf)
         best[self.pair] = np.minimum.reduceat(cost, self.pair_start[:-1]) if len(cost) else best[:0]
         pair = np.flatnonzero(self.distance < best - 1e-13 * (1.0 + np.abs(best)))
         if not len(pair):
-            return False
+            return None
         start, links = network._walk(self.trees, pair)
         # Rounding can make a known path look shorter than itself.
         known = _known_paths(
@@ -535,7 +547,7 @@ class _Solve:
         )
         pair, start, links = _subset(pair, start, links, ~known)
         if network.trips[pair] @ (best - self.distance)[pair] <= 0.01 * self.gap_size:
-            return False
+            return None
         self.path_pair, self.path_start, self.path_links, order = _grouped(
             np.concatenate([self.path_pair, pair]),
             np.concatenate([self.path_start, self.path_start[-1] + start[1:]]),
@@ -543,7 +555,7 @@ class _Solve:
         )
         self.flow = np.concatenate([self.flow, np.zeros(len(pair))])[order]
         self._index()
-        return True
+        return order
 
     def _index(self) -> None:
         """What follows from the list of paths."""
@@ -552,11 +564,20 @@ class _Solve:
         self.pair_start = np.append(first, len(self.path_pair)).astype(np.int64)
         self.trips, self.worth = network.trips[self.pair], self.utility[self.pair]
         narrowest = _path_minima(self.path_start, self.path_links, self.capacity)
-        self.room = np.minimum(narrowest, network.trips[self.path_pair])
+        self.room = self._weight(np.minimum(narrowest, network.trips[self.path_pair]))
         self.below = np.full(len(self.pair), 1.0)
 
+    def _weight(self, size: Array) -> Array:
+        """Barrier weight of a flow or slack of some size.
+
+        Weights in proportion would suit each by itself, but among weights that differ by orders of magnitude the
+        central path turns sharply, and steps along it are short: between equal ones and those, the middle.
+        """
+        weight: Array = np.sqrt(self.typical * size)
+        return weight
+
     def _weight_sum(self) -> float:
-        return float(np.sum(self.room) + np.sum(self.capacity[self.rows]))
+        return float(np.sum(self.room) + np.sum(self.row_room[self.rows]))
 
     def _first_prices(self) -> None:
         load = np.bincount(
@@ -578,7 +599,9 @@ class _Solve:
         new = np.flatnonzero(full)
         self.rows = np.concatenate([self.rows, new])
         self.row_of_link[new] = len(self.rows) - len(new) + np.arange(len(new))
-        self.price[new] = np.maximum(self.price[new], self.gauge)
+        self.price[new] = np.maximum(
+            self.price[new], self.gauge * self.row_room[new] / self.capacity[new]
+        )
         return len(new) > 0
 
     def _evaluate(self, price: Array) -> _Point:
@@ -594,7 +617,7 @@ class _Solve:
             self.below,
         )
         capacity, priced = self.capacity[self.rows], price[self.rows]
-        value += float(capacity @ (self.gauge * np.log(priced) - priced))
+        value += float(self.gauge * (self.row_room[self.rows] @ np.log(priced)) - capacity @ priced)
         return _Point(price, flow, margin, load, value)
 
     def _matrix(self, point: _Point, weight: Array, diagonal: Array) -> Array:
@@ -604,13 +627,12 @@ class _Solve:
             self.path_links,
             self.row_of_link,
             weight,
-            point.margin,
-            self.trips,
+            self.trips * expit(point.margin) * expit(-point.margin),
             len(self.rows),
         )
         return _factor(matrix, diagonal)
 
-    def _centre(self, relative: float) -> None:
+    def _centre(self) -> None:
         """Maximise the barrier function of the dual over the prices by damped Newton steps."""
         now = self._evaluate(self.price)
         if self._add_rows(now.load):
@@ -620,7 +642,7 @@ class _Solve:
             self.iterations += 1
             rows = self.rows
             capacity, price = self.capacity[rows], now.price[rows]
-            barrier = self.gauge * capacity / price
+            barrier = self.gauge * self.row_room[rows] / price
             gradient = now.load[rows] - capacity + barrier
             factor = self._matrix(now, now.flow**2 / (self.gauge * self.room), barrier / price)
             change = dpotrs(factor, gradient, lower=1)[0] if len(rows) else gradient
@@ -639,15 +661,15 @@ class _Solve:
             now = there
             self.price = now.price
             # Small links hardly show in the decrement, but a later step would run against them.
-            settled = decrement <= 1e-8 * enough or np.all(np.abs(gradient) <= relative * capacity)
+            settled = decrement <= 1e-8 * enough or np.all(np.abs(gradient) <= BALANCED * capacity)
             if decrement <= enough and settled:
                 if not self._add_rows(now.load):
                     break
                 now = self._evaluate(self.price)
         self.now, self.price, self.flow = now, now.price, now.flow
 
-    def _finish(self) -> None:
-        """Primal-dual steps from a central point; they keep their accuracy where the barrier loses it."""
+    def _follow(self) -> Response | None:
+        """Primal-dual steps from a central point, generating paths on the way; None where they got stuck."""
         rows, now = self.rows, self.now
         state = _State(
             (self.pair_start, self.path_start, self.path_links, self.row_of_link),
@@ -655,26 +677,77 @@ class _Solve:
             self.trips,
             self.worth,
             self.capacity[rows],
+            self.row_room[rows],
             self.room,
             now.flow,
             self.gauge * self.room / now.flow,
             self.worth - now.margin,
             now.price[rows],
-            self.gauge * self.capacity[rows] / now.price[rows],
+            self.gauge * self.row_room[rows] / now.price[rows],
         )
-        target = 0.3 * self.tol * (self.gap_size / max(self.gap, 1e-300))
-        best, stuck = np.inf, 0
-        for _ in range(40):
-            size = state.residual()
-            stuck = 0 if size < 0.5 * best else stuck + 1
-            best = min(best, size)
-            if size <= target or stuck > 5 or self.iterations >= self.max_iterations:
-                break
+        checked = best = state.residual()
+        stuck = 0
+        while stuck < PATIENCE and self.iterations < self.max_iterations:
             self.iterations += 1
             state.step()
-        self.flow = state.flow
-        self.price = self.price.copy()
-        self.price[rows] = state.price
+            size = state.residual()
+            stuck = 0 if size < PROGRESS * best else stuck + 1
+            best = min(best, size)
+            if size > LOOK * checked and stuck < PATIENCE:
+                continue
+            checked = size
+            self.flow = state.flow
+            self.price = self.price.copy()
+            self.price[self.rows] = state.price
+            answer = self._certify()
+            if answer is not None:
+                return answer
+            if self._grow(state):
+                checked = best = state.residual()
+                stuck = 0
+        # The next barrier phase starts from the last central prices: what it gains is sure.
+        self.gauge *= SHRINK
+        self.price = now.price
+        return None
+
+    def _grow(self, state: _State) -> bool:
+        """Add paths and nearly full links to a primal-dual iterate; whether there were any."""
+        load = np.bincount(
+            self.path_links,
+            np.repeat(self.flow, np.diff(self.path_start)),
+            minlength=self.network.links,
+        )
+        before = len(self.rows)
+        more = self._add_rows(load)
+        if more:
+            new = self.rows[before:]
+            slack = np.maximum(self.capacity[new] - load[new], 0.1 * self.capacity[new])
+            self.price[new] = state.gauge * self.row_room[new] / slack
+            state.add_rows(
+                self.capacity[new],
+                self.row_room[new],
+                self.price[new],
+                slack,
+                _path_sums(
+                    self.path_start, self.path_links, np.where(self._is(new), self.price, 0.0)
+                ),
+            )
+        order = self._extend()
+        if order is not None:
+            base = _path_sums(self.path_start, self.path_links, self.network.travel_time)
+            state.add_paths(
+                (self.pair_start, self.path_start, self.path_links, self.row_of_link),
+                base,
+                _path_sums(self.path_start, self.path_links, self.price) + base,
+                self.room,
+                order,
+            )
+        return more or order is not None
+
+    def _is(self, links: Array) -> Array:
+        mark = np.zeros(self.network.links, dtype=bool)
+        mark[links] = True
+        return mark
 
 
 class _Point(NamedTuple):
@@ -692,8 +765,8 @@ class _State:
     """Primal-dual iterate on the generated paths.
 
     Unknowns: path flows q with reduced costs z, link slacks t with prices p, potentials pi of the pairs. Equations:
-    ``d + p(path) - pi - z = 0``, ``log Q = log(w sigmoid(u - pi))`` with Q a pair's total flow, ``x(q) + t = a``,
-    ``q z = gauge * room``, ``p t = gauge * a``.
+    ``d + p(path) - pi - z = 0``, ``Q = w sigmoid(u - pi)`` with Q a pair's total flow (as logarithms, see
+    :func:`_residuals`), ``x(q) + t = a``, ``q z = gauge * room``, ``p t = gauge * row_room``.
     """
 
     structure: tuple[Array, Array, Array, Array]  # paths of pairs, links of paths, row of each link
@@ -701,6 +774,7 @@ class _State:
     trips: Array
     utility: Array
     capacity: Array  # of the rows
+    row_room: Array
     room: Array  # of the paths: the scale of their flows
     flow: Array
     reduced_cost: Array
@@ -709,11 +783,18 @@ class _State:
     slack: Array
 
     def __post_init__(self) -> None:
-        self.weights = float(np.sum(self.room) + np.sum(self.capacity))
+        self.weights = float(np.sum(self.room) + np.sum(self.row_room))
 
     def residual(self) -> float:
         """Evaluate the equations; return the size of what is left, in units of the objective."""
-        self.dual_residual, self.share_residual, self.primal_residual, size = _residuals(
+        (
+            self.dual_residual,
+            self.share_residual,
+            self.primal_residual,
+            self.scale,
+            self.elastic,
+            size,
+        ) = _residuals(
             *self.structure,
             self.base,
             self.trips,
@@ -734,7 +815,7 @@ class _State:
         right = path_right / self.flow - self.dual_residual
         row = -self.primal_residual - row_right / self.price
         number = len(self.price)
-        system = (*self.structure, self.weight, self.margin, self.trips, self.total)
+        system = (*self.structure, self.weight, self.elastic, self.scale)
         price = np.zeros(number)
         flow, potential = _pair_solve(*system, self.share_residual, right, price)
         nothing = (np.zeros(len(self.trips)), np.zeros(len(right)))
@@ -758,34 +839,102 @@ class _State:
         )
         return min(1.0, BOUNDARY * float(min(limits)))
 
+    def add_rows(
+        self, capacity: Array, row_room: Array, price: Array, slack: Array, toll: Array
+    ) -> None:
+        """Append rows; ``toll`` is what their prices add to the cost of each path."""
+        self.capacity = np.concatenate([self.capacity, capacity])
+        self.row_room = np.concatenate([self.row_room, row_room])
+        self.price = np.concatenate([self.price, price])
+        self.slack = np.concatenate([self.slack, slack])
+        self.reduced_cost = self.reduced_cost + toll
+        self.weights = float(np.sum(self.room) + np.sum(self.row_room))
+
+    def add_paths(
+        self,
+        structure: tuple[Array, Array, Array, Array],
+        base: Array,
+        cost: Array,
+        room: Array,
+        order: Array,
+    ) -> None:
+        """Insert paths with little flow; they may be shorter than the potentials, the steps then mend that."""
+        old = len(self.flow)
+        new = order >= old
+        total = np.add.reduceat(self.flow, self.structure[0][:-1])
+        count = np.diff(structure[0])
+        total, potential = np.repeat(total, count), np.repeat(self.potential, count)
+        flow = np.zeros(len(order))
+        reduced_cost = np.ones(len(order))
+        flow[~new] = self.flow[order[~new]]
+        reduced_cost[~new] = self.reduced_cost[order[~new]]
+        least = self.gauge * room / (ENTRY * total)
+        reduced_cost[new] = np.maximum(np.abs(cost - potential), least)[new]
+        flow[new] = (self.gauge * room / reduced_cost)[new]
+        self.structure, self.base, self.room = structure, base, room
+        self.flow, self.reduced_cost = flow, reduced_cost
+        self.weights = float(np.sum(self.room) + np.sum(self.row_room))
+
     def step(self) -> None:
-        """One predictor-corrector step."""
+        """One predictor-corrector step, its length raised by centrality correctors (Gondzio 1996)."""
         self.weight = self.flow / self.reduced_cost
-        self.total = np.add.reduceat(self.flow, self.structure[0][:-1])
-        self.margin = self.utility - self.potential
-        matrix = _assemble(*self.structure, self.weight, self.margin, self.trips, len(self.price))
+        matrix = _assemble(*self.structure, self.weight, self.scale * self.elastic, len(self.price))
         self.factor = _factor(matrix, self.slack / self.price)
         path_now, row_now = self.flow * self.reduced_cost, self.price * self.slack
         guess = self._direction(-path_now, -row_now)
-        length = self._length(guess)
-        products = (
-            (self.flow + length * guess.flow) @ (self.reduced_cost + length * guess.reduced_cost),
-            (self.price + length * guess.price) @ (self.slack + length * guess.slack),
-        )
-        after = max(float(sum(products)), 0.0) / self.weights
+        first = self._length(guess)
+        path_then, row_then = self._products(guess, first)
+        after = max(float(np.sum(path_then) + np.sum(row_then)), 0.0) / self.weights
         target = self.gauge * min(1.0, after / self.gauge) ** 3
         # No faster than the equations come to hold, or the boundary blocks every step.
         target = max(target, min(FLOOR * self.size / self.weights, self.gauge))
-        direction = self._direction(
-            target * self.room - path_now - guess.flow * guess.reduced_cost,
-            target * self.capacity - row_now - guess.price * guess.slack,
-        )
+        path_target, row_target = target * self.room, target * self.row_room
+        second = (guess.flow * guess.reduced_cost, guess.price * guess.slack)
+        path_right = path_target - path_now - second[0]
+        row_right = row_target - row_now - second[1]
+        direction = self._direction(path_right, row_right)
         length = self._length(direction)
+        if length < SHORT:
+            # The second-order term is that of a full step, which the guess was far from: centre instead.
+            part = first**2
+            path_target, row_target = self.gauge * self.room, self.gauge * self.row_room
+            path_safe = path_target - path_now - part * second[0]
+            row_safe = row_target - row_now - part * second[1]
+            safe = self._direction(path_safe, row_safe)
+            if self._length(safe) > length:
+                path_right, row_right = path_safe, row_safe
+                direction, length = safe, self._length(safe)
+        for _ in range(CORRECTORS):
+            if length > 0.9:
+                break
+            # Where twice the step would take a product far from its target, aim it at the nearest tolerable value.
+            path_then, row_then = self._products(direction, min(1.0, 2.0 * length))
+            path_right = path_right + _back(path_then, path_target)
+            row_right = row_right + _back(row_then, row_target)
+            corrected = self._direction(path_right, row_right)
+            longer = self._length(corrected)
+            if longer < length + 0.01:
+                break
+            direction, length = corrected, longer
         self.flow = self.flow + length * direction.flow
         self.reduced_cost = self.reduced_cost + length * direction.reduced_cost
         self.potential = self.potential + length * direction.potential
         self.price = self.price + length * direction.price
         self.slack = self.slack + length * direction.slack
+
+    def _products(self, direction: _Direction, length: float) -> tuple[Array, Array]:
+        """Complementarity products after a step."""
+        return (
+            (self.flow + length * direction.flow)
+            * (self.reduced_cost + length * direction.reduced_cost),
+            (self.price + length * direction.price) * (self.slack + length * direction.slack),
+        )
+
+
+def _back(product: Array, target: Array) -> Array:
+    """Change that takes a complementarity product to within a factor of its target."""
+    change = np.clip(product, target / SPREAD, target * SPREAD) - product
+    return np.maximum(change, -target * SPREAD)
 
 
 class _Direction(NamedTuple):
@@ -1020,8 +1169,13 @@ def _residuals(  # type: ignore[no-untyped-def]
     price,
     slack,
 ):
+    """Residuals of the equations, and the linearisation ``dQ = scale (share - elastic dpi)`` of the shares'.
+
+    The shares' equation is ``log Q = log(w sigmoid(u - pi))``, or for the larger half of the shares the same of those
+    who stay away, ``log(w - Q) = log(w sigmoid(pi - u))``: near its end each is the one that is almost linear.
+    """
     dual = np.empty(len(flow))
-    share = np.empty(len(trips))
+    share, scale, elastic = np.empty(len(trips)), np.empty(len(trips)), np.empty(len(trips))
     primal = slack - capacity
     size = 0.0
     for pair in range(len(trips)):
@@ -1037,12 +1191,20 @@ def _residuals(  # type: ignore[no-untyped-def]
             dual[path] = cost
             size += abs(cost) * flow[path]
         difference = utility[pair] - potential[pair]
-        logarithm = min(difference, 0.0) - np.log1p(np.exp(-abs(difference)))
-        share[pair] = logarithm + np.log(trips[pair] / total)
-        size += abs(share[pair]) * total
+        staying = trips[pair] - total
+        if difference > 0.0 and staying > SATURATED * trips[pair]:
+            small = np.exp(-difference)
+            share[pair] = np.log(staying / trips[pair]) + difference + np.log1p(small)
+            scale[pair], elastic[pair] = staying, 1.0 / (1.0 + small)
+        else:
+            small = np.exp(-abs(difference))
+            share[pair] = min(difference, 0.0) - np.log1p(small) + np.log(trips[pair] / total)
+            scale[pair] = total
+            elastic[pair] = (small if difference > 0.0 else 1.0) / (1.0 + small)
+        size += abs(share[pair]) * scale[pair]
     for row in range(len(price)):
         size += price[row] * abs(primal[row])
-    return dual, share, primal, size
+    return dual, share, primal, scale, elastic, size
 
 
 @njit(cache=True)
@@ -1052,17 +1214,16 @@ def _pair_solve(  # type: ignore[no-untyped-def]
     path_links,
     index,
     weight,
-    margin,
-    trips,
-    total,
+    elastic,
+    scale,
     share_residual,
     right,
     price,
 ):
     """Eliminate path flows and potentials, given right-hand sides of the paths and a change of prices."""
     flow = np.empty(len(right))
-    potential = np.empty(len(total))
-    for pair in range(len(total)):
+    potential = np.empty(len(scale))
+    for pair in range(len(scale)):
         whole, mean = 0.0, 0.0
         for path in range(pair_start[pair], pair_start[pair + 1]):
             value = right[path]
@@ -1074,11 +1235,10 @@ def _pair_solve(  # type: ignore[no-untyped-def]
             whole += weight[path]
             mean += weight[path] * value
         mean /= whole
-        elastic = 1.0 / (1.0 + np.exp(margin[pair])) if margin[pair] < 700.0 else 0.0
-        divisor = elastic + whole / total[pair]
-        potential[pair] = (share_residual[pair] - whole * mean / total[pair]) / divisor
+        divisor = elastic[pair] + whole / scale[pair]
+        potential[pair] = (share_residual[pair] - whole * mean / scale[pair]) / divisor
         # mean + change of potential, the pair's common term, without their cancellation
-        common = (elastic * mean + share_residual[pair]) / divisor
+        common = (elastic[pair] * mean + share_residual[pair]) / divisor
         for path in range(pair_start[pair], pair_start[pair + 1]):
             flow[path] = weight[path] * ((flow[path] - mean) + common)
     return flow, potential
@@ -1114,16 +1274,17 @@ def _path_minima(start, links, value):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _assemble(pair_start, path_start, path_links, index, weight, margin, trips, number):  # type: ignore[no-untyped-def]
+def _assemble(pair_start, path_start, path_links, index, weight, elasticity, number):  # type: ignore[no-untyped-def]
     """Negative Hessian of the dual in the prices of the rows, path flows eliminated.
 
     A pair adds ``k b b' + sum_path W (b_path - b)(b_path - b)'``, b the W-weighted mean of its paths' incidence and
-    ``1 / k = 1 / (w s (1 - s)) + 1 / sum W``: sums of squares only, so that nothing cancels however large W becomes.
+    ``1 / k = 1 / elasticity + 1 / sum W``, elasticity w s (1 - s) on the central path: sums of squares only, so that
+    nothing cancels however large W becomes.
     """
     matrix = np.zeros((number, number))
     local = np.full(number, -1)
     union = np.empty(number, np.int64)
-    for pair in range(len(trips)):
+    for pair in range(len(elasticity)):
         first, last = pair_start[pair], pair_start[pair + 1]
         size = 0
         whole = 0.0
@@ -1137,9 +1298,7 @@ def _assemble(pair_start, path_start, path_links, index, weight, margin, trips, 
                     size += 1
         if size == 0:
             continue
-        small = np.exp(-abs(margin[pair]))
-        elastic = trips[pair] * small / (1.0 + small) ** 2  # w s (1 - s)
-        factor = elastic * whole / (elastic + whole)
+        factor = elasticity[pair] * whole / (elasticity[pair] + whole)
         if last - first == 1:
             for one in range(size):
                 for other in range(size):

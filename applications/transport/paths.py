@@ -53,21 +53,17 @@ NEARLY_FULL = 0.3  # load from which a link's capacity enters the Newton system
 COLD, WARM = 0.1, 1e-2  # first gauge, in units of the prices to expect
 CENTRED = 0.3  # Newton decrement, in units of the barrier's own size, at which a stage ends
 BALANCED = 2.0  # part of its capacity by which a link may then still miss its equation
-LOOK = 0.3  # factor by which the primal-dual residuals fall between two certificates
-PATIENCE, PROGRESS = (
-    6,
-    0.7,
-)  # primal-dual steps without such a reduction before the next barrier phase
+LOOK = 0.1  # factor by which the primal-dual residuals fall between two certificates
+# Primal-dual steps without such a reduction after which the next barrier phase comes.
+PATIENCE, PROGRESS = 6, 0.7
 SHRINK = 0.2  # its gauge, in units of the last barrier phase's
 SHORT = 0.1  # length below which a step centres instead of reducing the gauge
-SATURATED = (
-    1e-9  # part of a pair's trips that must stay away for its equation to be in terms of them
-)
+SATURATED = 1e-9  # part of a pair's trips up to which those who stay away are too few to be counted
 ENTRY = 0.01  # part of a pair's trips that a path generated on the way may start with
 CORRECTORS, SPREAD = (
     3,
     10.0,
-)  # centrality corrections of a step, and how far a product may be from its target
+)  # centrality corrections of a step; how far products may be from its target
 FLOOR = 0.01  # how far the gauge may run ahead of the residuals in primal-dual steps
 BOUNDARY = 0.995  # part of the way to the boundary that a step may go
 
@@ -819,9 +815,14 @@ class _State:
         price = np.zeros(number)
         flow, potential = _pair_solve(*system, self.share_residual, right, price)
         nothing = (np.zeros(len(self.trips)), np.zeros(len(right)))
+        first = 0.0
         for _ in range(2 if number else 0):  # the second time refines what rounding left
             load = _row_sums(*self.structure[1:], flow, number)
             lacking = load - self.slack / self.price * price - row
+            error = float(np.max(np.abs(lacking)))
+            if error <= 1e-10 * first:
+                break
+            first = first or error
             more = dpotrs(self.factor, lacking, lower=1)[0]
             more_flow, more_potential = _pair_solve(*system, *nothing, more)
             price, flow, potential = price + more, flow + more_flow, potential + more_potential
@@ -904,7 +905,8 @@ class _State:
             if self._length(safe) > length:
                 path_right, row_right = path_safe, row_safe
                 direction, length = safe, self._length(safe)
-        for _ in range(CORRECTORS):
+        # A correction costs two solves: on small networks no less than the factorisation.
+        for _ in range(min(CORRECTORS, len(self.price) // 100)):
             if length > 0.9:
                 break
             # Where twice the step would take a product far from its target, aim it at the nearest tolerable value.

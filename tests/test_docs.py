@@ -17,6 +17,7 @@ PAGES = sorted(page.name for page in DOCS.glob("*.md") if "```pycon" in page.rea
 BLOCK = re.compile(r"^```pycon\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"[-+]?(?:\d+\.\d*|\d*\.\d+|\d+)(?:e[-+]?\d+)?", re.IGNORECASE)
 EXTRAS = {
+    "equilibrium.md": ("numba", "networkx", "pandas"),
     "transport.md": ("numba", "networkx", "pandas", "matplotlib"),
     "troubleshooting.md": ("numba",),
 }

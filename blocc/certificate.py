@@ -98,7 +98,10 @@ class Certificate:
         return asdict(self)
 
     def __str__(self) -> str:
-        rows = [f"  {name:<22}{getattr(self, name):>12.2e}   {LIMITS[name]}" for name in LIMITS]
+        # adding zero turns -0.0 into 0.0
+        rows = [
+            f"  {name:<22}{getattr(self, name) + 0.0:>12.2e}   {LIMITS[name]}" for name in LIMITS
+        ]
         rows.append(
             f"  {'gamma':<22}{self.gamma:>12.4g}   at which stationarity was measured (inf: true response)"
         )
@@ -240,6 +243,10 @@ def predicted_decrease(model: Model, here: Evaluation, *, tol: float) -> float:
         there = model.penalized(step, here.gamma, tol=tol)
     except LowerLevelError:
         return math.inf
-    linear = here.lower.value + float(namespace(here.x).sum(here.lower.grad_x * (step - here.x)))
+    xp = namespace(here.x)
+    linear = here.lower.value + float(xp.sum(here.lower.grad_x * (step - here.x)))
     decrease = here.value - (there.value - here.gamma * linear)
+    # values at a large gamma leave rounding noise of gamma's size; the majorant's slope bounds the same decrease
+    # (it is convex), and its noise goes with the step
+    decrease = min(decrease, float(xp.sum(here.gradient * (here.x - step))))
     return max(1.0, here.gamma) * max(0.0, decrease) / (1.0 + abs(here.value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -84,6 +85,13 @@ class SolveInterrupted(KeyboardInterrupt):
 
 class CorruptFileError(BloccError, ValueError):
     """A saved result or checkpoint cannot be read. Nothing in it was executed."""
+
+
+def require_number(name: str, value: Any, kind: type) -> None:
+    """Refuse an option that is no number (``numbers.Real``, or whole, ``numbers.Integral``) before it is compared."""
+    if not isinstance(value, kind):
+        expected = "a whole number" if kind is Integral else "a number"
+        raise InvalidInputError(f"{name} must be {expected}, got {value!r}")
 
 
 def require(package: str, extra: str, purpose: str) -> Any:

@@ -9,14 +9,12 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from numbers import Integral, Real
 from typing import Any
 
 from blocc import maxmin
 from blocc.arrays import (
     Backend,
     all_finite,
-    asarray_like,
     is_array,
     namespace,
     precision,
@@ -29,7 +27,7 @@ from blocc.errors import (
     LowerNotSolvedError,
     UnsupportedModelError,
 )
-from blocc.gradients import Differentiable, Function, check
+from blocc.gradients import Differentiable, Function, check, starting_point
 from blocc.maxmin import Constraint, SaddlePoint, SaddleProblem
 from blocc.methods import descent, homotopy
 from blocc.methods.homotopy import Method, OnFailure
@@ -54,7 +52,7 @@ class FunctionalModel:
     c : callable or Function, optional
         Lower-level constraints ``c(x, y, data) <= 0``, any array shape; convex in y.
     x0, y0 : array
-        Starting points; they fix shapes, dtype, library and device.
+        Starting points; they fix shapes, dtype, library and device. A number is an array with one entry.
     h : callable or Function, optional
         Lower-level constraints ``h(x, y, data) == 0``, affine in y.
     G : callable or Function, optional
@@ -91,13 +89,9 @@ class FunctionalModel:
                 raise InvalidInputError(
                     f"{name} must be a set such as blocc.Box(0, 1), got {type(value).__name__}"
                 )
-        for name, point in (("x0", x0), ("y0", y0)):
-            if math.prod(point.shape) == 0:
-                raise InvalidInputError(
-                    f"{name} is empty; give a starting point with at least one entry"
-                )
-            if not all_finite(point):
-                raise InvalidInputError(f"{name} has entries that are NaN or infinite")
+        x0 = starting_point("x0", x0, None)
+        y0 = starting_point("y0", y0, x0)
+        self.x_shape = tuple(x0.shape)
         self.f = Differentiable("f", f, data, scalar=True)
         self.g = Differentiable("g", g, data, scalar=True)
         self.lower_constraints = {
@@ -143,6 +137,11 @@ class FunctionalModel:
                 raise InvalidInputError(
                     f"{function.name} must return a non-empty array, got {type(value).__name__} of shape {shape}; "
                     "leave it out where there are no constraints"
+                )
+            if not namespace(value).isdtype(value.dtype, "real floating"):
+                raise InvalidInputError(
+                    f"{function.name} must return real numbers, got {value.dtype}; a constraint is a difference, "
+                    "such as y - x for y <= x"
                 )
             if not all_finite(value):
                 raise InvalidInputError(
@@ -338,13 +337,6 @@ class FunctionalModel:
         )
 
 
-def _require_number(name: str, value: Any, kind: type) -> None:
-    """Refuse an option that is no number, before it meets a comparison."""
-    if value is not None and not isinstance(value, kind):
-        expected = "a whole number" if kind is Integral else "a number"
-        raise InvalidInputError(f"{name} must be {expected}, got {value!r}")
-
-
 def _block(function: Differentiable, x: Array, equality: bool) -> Constraint:
     """A constraint function at fixed x."""
     return Constraint(partial(function.value, x), partial(function.pullback_y, x), equality)
@@ -414,7 +406,7 @@ def minimize(
     c : callable, Function or None
         Lower-level constraints ``c(x, y, data) <= 0``, an array of any shape, convex in y; they may couple x and y.
     x0, y0 : array_like
-        Starting points of any shape; x0 is projected on ``x_set``.
+        Starting points of any shape; x0 is projected on ``x_set``. A number is an array with one entry.
     data : object
         Passed on to every function as its last argument.
     h : callable or Function, optional
@@ -468,16 +460,13 @@ def minimize(
     >>> print(f"{result.x[0]:.4f} {result.y[0]:.4f} {result.status.name}")
     1.5000 1.5000 STATIONARY
     """
-    _require_number("tol", tol, Real)
-    _require_number("gamma", gamma, Real)
-    _require_number("max_iterations", max_iterations, Integral)
     space = resolve_backend(backend, x0, y0)
     anchor = next((a for a in (x0, y0) if is_array(a) and namespace(a) is space), None)
     if anchor is not None and not space.isdtype(anchor.dtype, "real floating"):
         anchor = space.astype(anchor, space.float64)
     if anchor is None:
         anchor = space.zeros((1,), dtype=space.float64)
-    x0, y0 = asarray_like(x0, anchor), asarray_like(y0, anchor)
+    x0, y0 = starting_point("x0", x0, anchor), starting_point("y0", y0, anchor)
     if tol is None:
         tol = 1e-6 if precision(x0) < 1e-10 else 1e-3
     model = FunctionalModel(f, g, c, x0, y0, h=h, G=G, x_set=x_set, y_set=y_set, data=data)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from blocc.arrays import device_of, namespace, random_normal
+from blocc.arrays import all_finite, asarray_like, device_of, namespace, random_normal
 from blocc.errors import InvalidInputError, require
 
 Array = Any
@@ -38,6 +39,28 @@ class Function:
     value: Callable[..., Any]
     gradient: Callable[..., tuple[Array, Array]]
 
+    def __post_init__(self) -> None:
+        for name in ("value", "gradient"):
+            if not callable(getattr(self, name)):
+                raise InvalidInputError(
+                    f"Function: {name} must be callable, got {type(getattr(self, name)).__name__}"
+                )
+
+
+def _require_arguments(name: str, function: Callable[..., Any], arguments: tuple[str, ...]) -> None:
+    """Refuse a function that cannot be called with these positional arguments, before it fails inside a solve."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a built-in without a signature: its own error will have to do
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise InvalidInputError(
+            f"{name} is called as {name}({', '.join(arguments)}), and {name}{signature} cannot be ({error}). "
+            "data is whatever is passed as data=..., None by default"
+        ) from error
+
 
 class Differentiable:
     """A function of (x, y) at fixed data, with pullbacks: what the core calls.
@@ -66,6 +89,12 @@ class Differentiable:
         if not callable(self._value):
             raise InvalidInputError(
                 f"{name} must be callable or a blocc.Function, got {type(function).__name__}"
+            )
+        _require_arguments(name, self._value, ("x", "y", "data"))
+        if isinstance(function, Function):
+            weights = () if scalar else ("weights",)
+            _require_arguments(
+                f"{name}'s gradient", function.gradient, ("x", "y", *weights, "data")
             )
 
     def value(self, x: Array, y: Array) -> Array:
@@ -164,6 +193,11 @@ def check(function: Differentiable, x: Array, y: Array, *, seed: int = 0) -> lis
     value = function.value(x, y)
     weights = None if function.scalar else random_normal(value, seed)
     gradient = function.pullback(x, y, weights)
+    if not (isinstance(gradient, tuple | list) and len(gradient) == 2):
+        raise InvalidInputError(
+            f"the gradient of {function.name} must return a pair, the parts in x and in y, "
+            f"got {type(gradient).__name__}"
+        )
     checks = []
     for index, (label, point) in enumerate((("x", x), ("y", y))):
         if gradient[index].shape != point.shape:
@@ -225,9 +259,43 @@ def check_gradients(
     list of GradientCheck
         One entry for x and one for y; ``all(c.ok for c in ...)`` if right.
     """
-    from blocc.arrays import asarray_like
-
-    x, y = asarray_like(x, None), asarray_like(y, None)
-    value = function.value(x, y, data) if isinstance(function, Function) else function(x, y, data)
-    scalar = getattr(value, "shape", ()) == ()
+    x, y = starting_point("x", x, None), starting_point("y", y, None)
+    evaluate = function.value if isinstance(function, Function) else function
+    if not callable(evaluate):
+        raise InvalidInputError(
+            f"{name} must be callable or a blocc.Function, got {type(function).__name__}"
+        )
+    _require_arguments(name, evaluate, ("x", "y", "data"))
+    scalar = getattr(evaluate(x, y, data), "shape", ()) == ()
     return check(Differentiable(name, function, data, scalar=scalar), x, y, seed=seed)
+
+
+def starting_point(name: str, value: Any, like: Array | None) -> Array:
+    """Convert to a finite real array of at least one dimension: a number becomes an array with one entry.
+
+    Parameters
+    ----------
+    name : str
+        For error messages.
+    value : array_like
+    like : array or None
+        Library, device and dtype to convert to; NumPy float64 by default.
+
+    Raises
+    ------
+    InvalidInputError
+        If the value is no array of real finite numbers, or empty.
+    """
+    if getattr(getattr(value, "dtype", None), "kind", "f") == "c":
+        raise InvalidInputError(f"{name} must be real, got complex numbers")
+    try:
+        point = asarray_like(value, like)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{name}: {error}") from error
+    if point.shape == ():
+        point = namespace(point).reshape(point, (1,))
+    if math.prod(point.shape) == 0:
+        raise InvalidInputError(f"{name} is empty; give a starting point with at least one entry")
+    if not all_finite(point):
+        raise InvalidInputError(f"{name} has entries that are NaN or infinite")
+    return point

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
+from blocc.errors import InvalidInputError
+
 Record = dict[str, float | int | str]
 
 COLUMNS = (
@@ -40,6 +42,8 @@ class Progress:
         callback: Callable[[Record], None] | None = None,
         stream: TextIO | None = None,
     ):
+        if callback is not None and not callable(callback):
+            raise InvalidInputError(f"callback must be callable, got {type(callback).__name__}")
         self.verbose, self.callback = verbose, callback
         self.stream = stream if stream is not None else sys.stdout
         self.records: list[Record] = []

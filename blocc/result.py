@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -265,7 +266,7 @@ def write_archive(
     """Write arrays and a JSON text to one .npz file, atomically: a reader sees the old file or the whole new one."""
     text = np.frombuffer(json.dumps(meta).encode(), dtype=np.uint8)
     members = {"meta": text, **arrays}
-    with replacing(path) as stream:
+    with replacing(path, parents=True) as stream:
         np.savez(stream, **members, digest=_digest(members))
     return Path(path)
 
@@ -293,10 +294,13 @@ def read_archive(
         If it is damaged or of another kind.
     """
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("no archive")
-        with archive:
+        with zipfile.ZipFile(path) as listing:
+            members = listing.infolist()
+        # as written, members are stored plain: nothing may unpack to more than the file's own size
+        stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not stored or sum(member.file_size for member in members) > os.path.getsize(path):
+            raise ValueError("it is compressed")
+        with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         if arrays.pop("digest").tobytes() != _digest(arrays).tobytes():
             raise ValueError("its checksum does not match")

@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 from blocc.arrays import all_finite, asarray_like, namespace
-from blocc.errors import InvalidInputError
+from blocc.errors import InvalidInputError, require_number
 
 Array = Any
 
@@ -161,6 +161,7 @@ class Ball:
     center: Any = 0.0
 
     def __post_init__(self) -> None:
+        require_number("Ball: radius", self.radius, Real)
         if not (0 < self.radius < math.inf):
             raise InvalidInputError(f"Ball: radius must be positive and finite, got {self.radius}")
         object.__setattr__(self, "center", _scalar(self.center))
@@ -171,7 +172,10 @@ class Ball:
         """Nearest point of the ball."""
         xp = namespace(point)
         offset = point - _bound(self.center, point)
-        norm = xp.sqrt(xp.sum(offset * offset))
+        largest = xp.max(xp.abs(offset))  # divided out, so that no square overflows
+        largest = xp.where(largest > 0, largest, xp.ones_like(largest))
+        unit = offset / largest
+        norm = largest * xp.sqrt(xp.sum(unit * unit))
         scale = self.radius / xp.maximum(norm, xp.full_like(norm, self.radius))
         return point - offset + offset * scale
 
@@ -196,12 +200,14 @@ class Simplex:
     total: float = 1.0
 
     def __post_init__(self) -> None:
+        require_number("Simplex: total", self.total, Real)
         if not (0 < self.total < math.inf):
             raise InvalidInputError(f"Simplex: total must be positive and finite, got {self.total}")
 
     def project(self, point: Array) -> Array:
         """Nearest point of the simplex, by sorting (Held, Wolfe, Crowder 1974)."""
         xp = namespace(point)
+        point = point - xp.max(point)  # the same projection, without cancellation
         flat = xp.reshape(point, (-1,))
         descending = xp.flip(xp.sort(flat))
         count = xp.cumulative_sum(xp.ones_like(flat))

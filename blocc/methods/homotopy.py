@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from blocc.arrays import asarray_like, device_of, namespace, precision, random_signs, to_numpy
@@ -19,9 +21,12 @@ from blocc.errors import (
     InvalidInputError,
     LowerLevelError,
     LowerNotSolvedError,
+    NotWrittenError,
     SolveError,
     SolveInterrupted,
+    require_number,
 )
+from blocc.gradients import starting_point
 from blocc.methods import descent
 from blocc.methods.convex_concave import convex_concave
 from blocc.methods.gradient_sampling import LARGEST, gradient_sampling
@@ -43,6 +48,7 @@ Method = Literal["auto", "convex_concave", "lbfgsb", "spectral"]
 METHODS = ("auto", "convex_concave", "lbfgsb", "spectral")
 OnFailure = Literal["raise", "return"]
 CHECKPOINT = "blocc-checkpoint-2"
+MODEL = ("x_set", "upper", "upper_violation", "lower", "penalized", "residuals")
 PROBES = 20
 PROBE_ROUNDS = 3
 STAGE_STEPS = 30
@@ -96,6 +102,10 @@ class Homotopy:
     ):
         if method not in METHODS:
             raise InvalidInputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        require_number("tol", tol, Real)
+        require_number("max_iterations", max_iterations, Integral)
+        if gamma is not None:
+            require_number("gamma", gamma, Real)
         if not 0 < tol < 1:
             raise InvalidInputError(f"tol must be between 0 and 1, got {tol}")
         if gamma is not None and not 0 < gamma < math.inf:
@@ -254,7 +264,12 @@ class Homotopy:
                     yield _Candidate(better.x, gamma, extrapolate=False, anchor=state.x)
                 return
             state.gamma, state.stage = gamma * self.schedule.factor, state.stage + 1
-            self._save(state)
+            try:
+                self._save(state)
+            except NotWrittenError as error:  # a disk that filled up on the way costs no answer
+                warnings.warn(
+                    f"{error}. The solve goes on; the last checkpoint stays", stacklevel=2
+                )
 
     def _from_cold(
         self, state: _State, here: Evaluation, gamma: float, accuracy: float
@@ -359,6 +374,10 @@ class Homotopy:
             if relaxed is None:
                 raise InvalidInputError("x0 is needed: this model has no relaxation to start from")
             x0 = relaxed
+        x0 = starting_point("x0", x0, relaxed)
+        shape = getattr(self.model, "x_shape", x0.shape)
+        if x0.shape != shape:
+            raise InvalidInputError(f"x0 has shape {x0.shape}, but the model's x has shape {shape}")
         x = self.model.x_set.project(x0)
         self.floor = getattr(self.model, "accuracy", 1e3 * precision(x))
         try:
@@ -409,7 +428,13 @@ class Homotopy:
         """Solve; the partial result is on the exception where it fails or is interrupted."""
         state: _State | None = None
         try:
-            state = self._load(resume, x0) if resume is not None else self.start(x0)
+            if resume is not None:
+                state = self._load(resume, x0)
+            else:
+                state = self.start(x0)
+                self._save(
+                    state
+                )  # a path that cannot be written is refused before the work, not after it
             found = []
             if state.relaxed_x is not None and state.bound is not None and state.stage == 0:
                 try:
@@ -625,7 +650,7 @@ def solve(
     on_failure : {"raise", "return"}
         What to do with an answer that is not certified.
     checkpoint : path, optional
-        Written after every gamma stage.
+        Written at the start and after every gamma stage.
     resume : path, optional
         Continue from a checkpoint of the same problem and options.
 
@@ -646,6 +671,11 @@ def solve(
     """
     if on_failure not in ("raise", "return"):
         raise InvalidInputError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
+    missing = [name for name in MODEL if not hasattr(model, name)]
+    if missing:
+        raise InvalidInputError(
+            f"model must be a blocc.Model, got {type(model).__name__} without {', '.join(missing)}"
+        )
     progress = progress if progress is not None else Progress()
     homotopy = Homotopy(
         model,

@@ -108,7 +108,7 @@ def respond(program: Program, x: Vector, *, coupling: bool = True) -> Response |
         and program.lower_violation(x, favourite) <= 1e-7 * (1 + np.abs(favourite).max())
         and program.lower(x, favourite) <= value + 1e-7 * (1 + abs(value))
     )
-    if exact and program.upper(x, favourite) < program.upper(x, y) or (exact and broken):
+    if (exact and program.upper(x, favourite) < program.upper(x, y)) or (exact and broken):
         y = favourite
     elif broken:
         return None
@@ -198,9 +198,9 @@ def refute(program: Program, found: Claim, *, samples: int = 60) -> str | None:
             if found.status == "OPTIMAL" and other.objective < found.objective - 1e-4 * scale:
                 return "not optimal"
     if found.status != "OPTIMAL" and here is not None:
-        start = min(here.objective, found.objective)
-        if abs(here.objective - found.objective) > 1e-2 * scale:
-            start = here.objective
+        start = min(
+            here.objective, found.objective
+        )  # where answers jump, x is exact only to rounding
         for direction in _directions(program, x):
             rates = []
             for step in (1e-3, 1e-4):

@@ -97,13 +97,13 @@ class Program:
             rows = _rows_of(self.B, part)
             constraints = {}
             if rows.any():
-                constraints[f"rows{k}"] = self.A[rows] @ x + self.B[rows][:, part] @ y <= (
-                    self.b[rows]
+                constraints[f"rows{k}"] = (
+                    self.A[rows] @ x + self.B[rows][:, part] @ y <= (self.b[rows])
                 )
             rows = _rows_of(self.F, part)
             if rows.any():
-                constraints[f"equal{k}"] = self.E[rows] @ x + self.F[rows][:, part] @ y == (
-                    self.e[rows]
+                constraints[f"equal{k}"] = (
+                    self.E[rows] @ x + self.F[rows][:, part] @ y == (self.e[rows])
                 )
             linear = self.q[part] + self.P[part] @ x
             objective = linear @ y + 0.5 * cp.quad_form(y, cp.psd_wrap(self.Q[part, part]))

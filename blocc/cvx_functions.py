@@ -548,7 +548,8 @@ class Functions:
 def _as_quadratic(node: _Node, rows: int, width: int) -> tuple[Vector, Any, Any] | None:
     """Constant, linear part and Hessians of a function that is quadratic, or None if it is not."""
     generator = np.random.default_rng(1)
-    base = generator.uniform(0.5, 1.5, width)
+    # from the origin, so that a column of the Hessian does not cancel against others of another scale
+    base = np.zeros(width)
     try:
         with np.errstate(all="ignore"):
             value, jacobian = node.value_jacobian(base)
@@ -559,8 +560,7 @@ def _as_quadratic(node: _Node, rows: int, width: int) -> tuple[Vector, Any, Any]
                 shifted[k] += 1.0
                 hessians[:, k, :] = _dense(node.value_jacobian(shifted)[1]) - jacobian
             hessians = 0.5 * (hessians + hessians.transpose(0, 2, 1))
-            linear = jacobian - hessians @ base
-            constant = value - linear @ base - 0.5 * (hessians @ base) @ base
+            linear, constant = jacobian, value
             for scale in (1.0, 30.0):
                 point = generator.normal(size=width) * scale
                 exact = node.value(point)
@@ -575,5 +575,7 @@ def _as_quadratic(node: _Node, rows: int, width: int) -> tuple[Vector, Any, Any]
                     return None
     except (ValueError, ArithmeticError, IndexError):
         return None
-    hessians[np.abs(hessians) < 1e-13 * np.abs(hessians).max(initial=0.0)] = 0.0
+    size = np.abs(linear)
+    rounding = 1e-15 * (size[:, :, None] + size[:, None, :])
+    hessians[np.abs(hessians) <= rounding] = 0.0
     return constant, linear, hessians

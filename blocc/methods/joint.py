@@ -844,7 +844,13 @@ class Joint:
         v = np.concatenate([x, y])
         lower, upper = self.model.bounds
         outside = np.concatenate(
-            [data.inequality, np.abs(data.equality), lower - v, v - upper, [0.0]]
+            [
+                data.inequality / _steepness(data.inequality_jacobian),
+                np.abs(data.equality) / _steepness(data.equality_jacobian),
+                lower - v,
+                v - upper,
+                [0.0],
+            ]
         )
         worst = float(outside.max())
         gap = (data.lower - saddle.value) / (1.0 + abs(saddle.value))
@@ -955,6 +961,16 @@ class Joint:
             return float("nan")
         gained = before.phi - after.phi + region.weight * min(before.violation - after.violation, 0)
         return max(0.0, gained) / (1.0 + abs(before.phi))
+
+
+def _steepness(jacobian: Any) -> Vector:
+    """Largest slope of each row, 1 at least: a row in large units is not violated by what rounding leaves of it."""
+    if jacobian.shape[0] == 0:
+        return np.ones(0)
+    slopes = abs(jacobian).max(axis=1)
+    if sparse.issparse(slopes):
+        slopes = slopes.toarray()
+    return np.maximum(1.0, np.asarray(slopes).ravel())
 
 
 def _stayed(region: _TrustRegion, before: Vector, after: Vector) -> bool:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from numbers import Integral, Real
 from typing import Any
 
 import cvxpy as cp
@@ -41,6 +42,7 @@ from blocc.errors import (
     SolveError,
     SolveInterrupted,
     UnsupportedModelError,
+    require_number,
 )
 from blocc.methods import homotopy
 from blocc.methods.homotopy import METHODS, OnFailure
@@ -56,6 +58,18 @@ Constraints = Sequence[Any] | Mapping[str, Any] | None
 UpperCallable = Callable[[Any, Any], float]
 
 _TOL = 1e-10
+
+
+def _refuse_not_finite(named: Mapping[str, Any]) -> None:
+    """Name the part whose constants or parameter values are NaN or infinite: solvers would only say infeasible."""
+    for name, part in named.items():
+        for leaf in [*part.constants(), *part.parameters()]:
+            value = leaf.value.data if sparse.issparse(leaf.value) else leaf.value
+            if value is not None and not np.all(np.isfinite(np.asarray(value, dtype=float))):
+                raise InvalidInputError(
+                    f"{name} has data that are NaN or infinite: {part}. Correct them; a bound that is infinite is "
+                    "no bound, leave it out"
+                )
 
 
 def _named(constraints: Constraints, prefix: str) -> dict[str, Any]:
@@ -550,6 +564,7 @@ class BilevelProblem:
             if self.expression.size != 1:
                 raise InvalidInputError("the upper objective must be a scalar")
         self._collect_variables()
+        self._refuse_not_finite()
         self._prepare_functions()
         self._compiled_lower: list[_Compiled] | None = None
         self._quadratic = self._quadratic_lower()
@@ -593,6 +608,15 @@ class BilevelProblem:
         return self._compiled_lower
 
     # ---------------------------------------------------------------------------------------- structure
+    def _refuse_not_finite(self) -> None:
+        parts = dict(self.upper_constraints)
+        if self.expression is not None:
+            parts["the upper objective"] = self.expression
+        for item in self.lowers:
+            _refuse_not_finite(
+                {**parts, "the lower objective": item.expression, **item.constraints}
+            )
+
     def _collect_variables(self) -> None:
         lower: dict[int, cp.Variable] = {}
         upper: dict[int, cp.Variable] = {}
@@ -1026,10 +1050,15 @@ class BilevelProblem:
             raise InvalidInputError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
         if method not in ("auto", "joint", *METHODS):
             raise InvalidInputError(f"method must be 'joint' or one of {METHODS}, got {method!r}")
+        require_number("tol", tol, Real)
+        require_number("seed", seed, Integral)
         if not 0 < tol < 1:
             raise InvalidInputError(f"tol must be between 0 and 1, got {tol}")
+        if seed < 0:
+            raise InvalidInputError(f"seed must be at least 0, got {seed}")
         progress = Progress(verbose, callback)
         if self._parameters_changed():
+            self._refuse_not_finite()
             self.refresh()
         small = self.layout.size <= MAX_VARIABLES
         if gamma is not None or method not in ("auto", "joint") or (method == "auto" and not small):
@@ -1069,6 +1098,10 @@ class BilevelProblem:
         default = np.clip(np.zeros(self.n_upper), lower, upper)
         for variable in self.upper_layout.variables:
             if variable.value is not None:
+                if not np.all(np.isfinite(_flat_value(variable.value))):
+                    raise InvalidInputError(
+                        f"{variable.name()}.value, the start, has entries that are NaN or infinite"
+                    )
                 default[self.upper_layout.slices[variable.id]] = _flat_value(variable.value)
         return np.clip(default, lower, upper)
 

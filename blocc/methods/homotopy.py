@@ -18,6 +18,7 @@ from typing import Any, Literal
 from blocc.arrays import asarray_like, device_of, namespace, precision, random_signs, to_numpy
 from blocc.certificate import Certified, certify, predicted_decrease
 from blocc.errors import (
+    CorruptFileError,
     InvalidInputError,
     LowerLevelError,
     LowerNotSolvedError,
@@ -63,6 +64,7 @@ class _State:
     x: Array
     interior: Array
     gamma: float
+    level: float = math.nan  # lower-level value at the interior point
     stage: int = 0
     iterations: int = 0
     polished: bool = False
@@ -381,14 +383,15 @@ class Homotopy:
         x = self.model.x_set.project(x0)
         self.floor = getattr(self.model, "accuracy", 1e3 * precision(x))
         try:
-            self.model.lower(x, tol=1e-3)
+            level = self._level(x)
         except LowerLevelError:
             if not isinstance(self.model, CanRestore):
                 raise
             with self.progress.timed("restoration"):
                 x = self.model.restore(x)
+            level = self._level(x)
         gamma = self.schedule.start if self.fixed_gamma is None else self.fixed_gamma
-        return _State(x=x, interior=x, gamma=gamma, bound=bound, relaxed_x=relaxed)
+        return _State(x=x, interior=x, gamma=gamma, level=level, bound=bound, relaxed_x=relaxed)
 
     def certify(self, candidate: _Candidate, state: _State) -> Certified:
         """Certificate of a candidate, at the tightest saddle points that the precision allows.
@@ -517,7 +520,16 @@ class Homotopy:
         for part in ("lower", "penalized"):
             for key, value in (getattr(self.warm, part) or {}).items():
                 arrays[f"warm/{part}/{key}"] = to_numpy(value)
-        scalars = ["gamma", "stage", "iterations", "polished", "bound", "best_response", "relative"]
+        scalars = [
+            "gamma",
+            "level",
+            "stage",
+            "iterations",
+            "polished",
+            "bound",
+            "best_response",
+            "relative",
+        ]
         meta = {
             "format": CHECKPOINT,
             "state": {name: getattr(state, name) for name in scalars},
@@ -537,6 +549,31 @@ class Homotopy:
 
     def _load(self, path: str | os.PathLike[str], x0: Array | None) -> _State:
         arrays, meta = read_archive(path, CHECKPOINT)
+        try:
+            state = self._restored(path, arrays, meta, x0)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CorruptFileError(
+                f"{path}: not a complete blocc checkpoint ({error!r})"
+            ) from error
+        level = self._level(state.interior)
+        if not abs(level - state.level) <= 1e-2 * (1.0 + abs(level)):
+            raise InvalidInputError(
+                f"{path}: checkpoint of another solve (the lower level's value at its first point was "
+                f"{state.level:.6g}, and is {level:.6g}); start without resume"
+            )
+        return state
+
+    def _level(self, x: Array) -> float:
+        """Lower-level value, roughly: tells a checkpoint of other data."""
+        return self.model.lower(x, tol=1e-3).value
+
+    def _restored(
+        self,
+        path: str | os.PathLike[str],
+        arrays: dict[str, Any],
+        meta: dict[str, Any],
+        x0: Array | None,
+    ) -> _State:
         like = x0
         if like is None:
             like = asarray_like(arrays["x"], None)
@@ -544,7 +581,7 @@ class Homotopy:
         def array(name: str) -> Array | None:
             return asarray_like(arrays[name], like) if name in arrays else None
 
-        x = array("x")
+        x = asarray_like(arrays["x"], like)
         expected = self._fingerprint(x if x0 is None else x0)
         if meta["problem"] != expected:
             different = [k for k in expected if meta["problem"].get(k) != expected[k]]
@@ -564,7 +601,7 @@ class Homotopy:
         self.progress.resume(meta["records"])
         return _State(
             x=x,
-            interior=array("interior"),
+            interior=asarray_like(arrays["interior"], like),
             best_x=array("best_x"),
             relaxed_x=array("relaxed_x"),
             **meta["state"],

@@ -470,11 +470,6 @@ def test_what_has_no_text_form_is_refused_before_the_old_file_is_touched(old):
     assert_untouched(old)
 
 
-def test_a_missing_folder_is_an_os_error(tmp_path):
-    with pytest.raises(OSError, match="nowhere"):
-        example().save(tmp_path / "nowhere" / "result.npz")
-
-
 def test_archives_are_plain_npz(tmp_path):
     """NumPy alone reads them: the arrays under their names, the rest as JSON text."""
     path = example().save(tmp_path / "result.npz")

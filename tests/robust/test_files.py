@@ -14,6 +14,7 @@ import pytest
 
 import blocc
 from blocc.errors import CorruptFileError, NotWrittenError
+from blocc.methods.homotopy import CHECKPOINT
 from blocc.result import read_archive, write_archive
 from tests.core import problems
 
@@ -141,16 +142,16 @@ def test_a_file_of_another_kind_is_refused(kind, tmp_path):
     if kind == "a result":
         run().save(path)
     else:
-        arrays, meta = read_archive(checkpoint(path), "blocc-checkpoint-1")
-        write_archive(path, arrays, {**meta, "format": "blocc-checkpoint-2"})
-    with pytest.raises(CorruptFileError, match="not a blocc-checkpoint-1 file"):
+        arrays, meta = read_archive(checkpoint(path), CHECKPOINT)
+        write_archive(path, arrays, {**meta, "format": f"{CHECKPOINT}0"})
+    with pytest.raises(CorruptFileError, match=f"not a {CHECKPOINT} file"):
         run(resume=path)
 
 
 def test_a_damaged_checkpoint_is_refused_or_means_the_same(tmp_path):
     """Bits turned over the whole file, and every kind of truncation."""
     whole = checkpoint(tmp_path / "whole.npz").read_bytes()
-    expected = read_archive(tmp_path / "whole.npz", "blocc-checkpoint-1")
+    expected = read_archive(tmp_path / "whole.npz", CHECKPOINT)
     path, random, refused = tmp_path / "damaged.npz", np.random.default_rng(0), 0
     for _ in range(300):
         damaged = bytearray(whole)
@@ -159,7 +160,7 @@ def test_a_damaged_checkpoint_is_refused_or_means_the_same(tmp_path):
             del damaged[random.integers(len(whole)) :]
         path.write_bytes(damaged)
         try:
-            arrays, meta = read_archive(path, "blocc-checkpoint-1")
+            arrays, meta = read_archive(path, CHECKPOINT)
         except CorruptFileError:
             refused += 1
             continue
@@ -172,7 +173,7 @@ def test_a_damaged_checkpoint_is_refused_or_means_the_same(tmp_path):
 @pytest.mark.parametrize("missing", ["state", "problem", "records", "x", "interior"])
 def test_an_incomplete_checkpoint_is_refused(missing, tmp_path):
     path = checkpoint(tmp_path / "checkpoint.npz")
-    arrays, meta = read_archive(path, "blocc-checkpoint-1")
+    arrays, meta = read_archive(path, CHECKPOINT)
     arrays.pop(missing, None)
     meta.pop(missing, None)
     write_archive(path, arrays, meta)

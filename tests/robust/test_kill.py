@@ -15,6 +15,7 @@ import pytest
 
 import blocc
 from blocc.errors import InvalidInputError
+from blocc.methods.homotopy import CHECKPOINT
 from blocc.result import Result, read_archive
 from tests.core import problems
 
@@ -90,7 +91,7 @@ def kill_again_and_again(problem: str, folder: Path, kills: int, seed: int) -> N
         process.send_signal(signal.SIGKILL)
         process.communicate()
         if checkpoint.exists():  # whole, whenever the kill came
-            stages.append(read_archive(checkpoint, "blocc-checkpoint-1")[1]["state"]["stage"])
+            stages.append(read_archive(checkpoint, CHECKPOINT)[1]["state"]["stage"])
     assert stages == sorted(stages)  # nothing but the last interval is ever lost
     resumed, _ = finish(problem, folder / "killed")
     assert resumed.status is expected.status

@@ -3,8 +3,7 @@
     python benchmarks/side_by_side.py [--repeat 3] [--out DIR] [--only tolls,ridge]
 
 The models are those of ``tests/cvx/models.py``: plain CVXPY, the same expressions and the same start for both tools,
-each tool with its defaults (blvpy also with its epsilon at 1e-9, the setting that makes its answers sharp). blocc's
-extra row with ``starts="range"`` is there where its default ends at another local solution than the best one.
+each tool with its defaults (blvpy also with its epsilon at 1e-9, the setting that makes its answers sharp).
 
 *error* is the objective's distance to an optimum found without either tool, relative, positive where worse; *gap* and
 *violation* are measured here, by solving the lower level again through CVXPY at the returned x. CPU seconds are of
@@ -90,9 +89,8 @@ def measure(model: Model) -> dict[str, float]:
     return {"objective": upper, "gap": gap, "violation": worst / size}
 
 
-def run_blocc(model: Model, starts: int | str) -> str:
-    problem = model.problem()
-    return problem.solve(starts=starts, on_failure="return").status.name
+def run_blocc(model: Model) -> str:
+    return model.problem().solve(on_failure="return").status.name
 
 
 def run_blvpy(model: Model, epsilon: float | None) -> str:
@@ -207,19 +205,13 @@ def main() -> int:
         print("blvpy is not installed: no rows for it", file=sys.stderr)
     else:
         peer = True
-    run_blocc(MODELS["analytic_quadratic"](), 1)  # imports and first calls are nobody's time
+    run_blocc(MODELS["analytic_quadratic"]())  # imports and first calls are nobody's time
     if peer:
         run_blvpy(MODELS["analytic_quadratic"](), None)
     rows = []
     for name in filter(None, options.only.split(",")) if options.only else MODELS:
-        ours = compare(name, "blocc", lambda model: run_blocc(model, 1), options.repeat)
+        ours = compare(name, "blocc", run_blocc, options.repeat)
         rows.append(ours)
-        starts = MODELS[name]().starts
-        if starts != 1:
-            tool = f"blocc, starts={starts!r}"
-            rows.append(
-                compare(name, tool, lambda model, s=starts: run_blocc(model, s), options.repeat)
-            )
         if peer:
             theirs = compare(name, "blvpy", lambda model: run_blvpy(model, None), options.repeat)
             if "seconds" in theirs and "seconds" in ours:

@@ -28,7 +28,6 @@ class Model:
     upper_constraints: list[Any]
     start: dict[str, np.ndarray]
     reference: Callable[[], float]
-    starts: int | str = 1  # more where the listed start leads to another local solution
 
     def problem(self) -> BilevelProblem:
         for variable in self.given:
@@ -197,7 +196,6 @@ def demand_response() -> Model:
         upper_constraints=[],
         start={"price": np.full(hours, 4.0)},
         reference=reference,
-        starts="range",  # from one start: 22.1356, where the second hour is priced out
     )
 
 

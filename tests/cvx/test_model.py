@@ -248,3 +248,41 @@ def test_compiled_functions_equal_cvxpy_values(point: list[float]) -> None:
     slope = (functions.value(v + 1e-6 * direction) - functions.value(v - 1e-6 * direction)) / 2e-6
     smooth = np.arange(len(slope)) != 7  # the maximum has a kink where two entries tie
     assert (jacobian @ direction)[smooth] == pytest.approx(slope[smooth], rel=1e-4, abs=1e-5)
+
+
+def test_hessian_equals_differences_of_the_gradient(case: Case) -> None:
+    problem, n = case.problem, case.problem.n_upper
+    generator = np.random.default_rng(1)
+    v = np.concatenate([case.x0, generator.uniform(0.2, 0.9, problem.n_lower)])
+    here = problem.derivatives(v[:n], v[n:])
+    dual, equal = (generator.uniform(0.5, 1.5, len(p)) for p in (here.inequality, here.equality))
+    hessian = problem.hessian(v[:n], v[n:], 3.0, dual, equal)
+
+    def slope(w: np.ndarray) -> np.ndarray:
+        data = problem.derivatives(w[:n], w[n:])
+        total = data.upper_gradient + 3.0 * data.lower_gradient
+        return np.asarray(
+            total + data.inequality_jacobian.T @ dual + data.equality_jacobian.T @ equal
+        )
+
+    steps = 1e-5 * np.eye(len(v))
+    expected = np.array([(slope(v + step) - slope(v - step)) / 2e-5 for step in steps])
+    assert hessian == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_curvature_of_the_value_equals_differences_of_its_slope() -> None:
+    """Quadratic lower level with a binding row: v'' from the KKT system; None where a row is weakly active."""
+    x, y = cp.Variable(2, name="x"), cp.Variable(2, name="y", bounds=[0, 5])
+    g = cp.Minimize(cp.square(y[0] - x[0]) + 2 * cp.square(y[1] - x[1]) + x[0] * y[1])
+    problem = BilevelProblem(
+        cp.Minimize(cp.sum(y)), LowerProblem(g, {"cap": y[0] + 2 * y[1] <= 2 + x[1]}, given=[x])
+    )
+    for point in ([1.0, 3.0], [0.5, 1.0], [-1.0, 2.0]):
+        at = np.array(point)
+        steps = 1e-5 * np.eye(2)
+        slopes = [
+            (problem.lower(at + step).grad_x - problem.lower(at - step).grad_x) / 2e-5
+            for step in steps
+        ]
+        assert problem.value_hessian(at) == pytest.approx(np.array(slopes), abs=1e-6)
+    assert problem.value_hessian(np.array([0.0, 1.0])) is None  # y_0 = 0 with a multiplier of zero

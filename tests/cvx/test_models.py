@@ -18,7 +18,7 @@ from tests.cvx.models import MODELS, best_of_grid
 def test_model_is_solved_to_its_independent_optimum(name: str) -> None:
     model = MODELS[name]()
     problem = model.problem()
-    result = problem.solve(starts=model.starts)
+    result = problem.solve()
     assert result.success
     assert result.certificate.ok(1e-6)
     found = problem.certify(result)

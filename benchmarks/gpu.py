@@ -52,7 +52,9 @@ def bandwidth(xp: Any, size: int = 10_000_000) -> float:
 def separable(xp: Any, size: int) -> tuple[SaddleProblem, Any]:
     """A separable QP whose budget rows are sums over groups of 10: array operations alone, no matrix."""
     random = np.random.default_rng(size)
-    curvature = xp.asarray(random.uniform(1, 3, size))
+    curvature = xp.asarray(
+        10.0 ** random.uniform(-5, 1, size)
+    )  # slow to solve: it must not stop early
     slope, groups = xp.asarray(random.normal(size=size)), size // 10
 
     def value(y: Any) -> Any:

@@ -630,9 +630,15 @@ class _Iteration:
         noise = (10.0 * precision(y)) ** 2
         size_y, size_mu = self._norms(y, mu)
         far_y, far_mu = self._norms(y - anchor.y, {k: mu[k] - anchor.mu[k] for k in mu})
-        where = where & (far_y > noise * (1.0 + size_y)) & (far_mu > noise * (1.0 + size_mu))
-        ratio = xp.sqrt(xp.where(where, far_mu, 1.0) / xp.where(where, far_y, 1.0))
-        omega = xp.where(where, xp.sqrt(omega * ratio), omega)
+        went_y, went_mu = far_y > noise * (1.0 + size_y), far_mu > noise * (1.0 + size_mu)
+        both = where & went_y & went_mu
+        ratio = xp.sqrt(xp.where(both, far_mu, 1.0) / xp.where(both, far_y, 1.0))
+        # duals at rest leave room for longer primal steps, until the curvature limits these
+        held = self.over.max(self.steps.curvature * self.steps.primal_weights)
+        limit = self.over.ratio(held, self.steps.coupling, 0.0)
+        rested = where & went_y & ~went_mu & (limit < omega) & (limit > 0)
+        smaller = xp.maximum(0.3 * omega, limit)
+        omega = xp.where(both, xp.sqrt(omega * ratio), xp.where(rested, smaller, omega))
         self.steps = replace(self.steps, omega=omega)
 
     def _probe_again(self, start: _Point, restart: Array) -> None:

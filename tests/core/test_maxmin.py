@@ -712,3 +712,14 @@ def test_batches_refuse_what_would_mix_instances():
         blocc.maxmin.solve_batch(mixed, np.zeros((3, 4)), tol=1e-8)
     with pytest.raises(InvalidInputError, match="tol must be at least 0"):
         blocc.maxmin.solve_batch(problem, np.zeros((3, 4)), tol=-1.0)
+
+
+def test_duals_at_rest_do_not_keep_primal_steps_short():
+    """No row ever binds, and the first primal weight is far too large: it used to stay, at thousands of iterations."""
+    rows = ([[1.0, 1.0], [1.0, -1.0]], [100.0, 100.0])
+    problem = quadratic(np.diag([1.0, 2.0]), [-1.0, -1.0], c=rows)
+    weights = {"c": np.full(2, 0.5)}
+    steps = Steps(np.ones(2), weights, np.array([1.0, 2.0]), np.asarray(1.0), np.asarray(1e3))
+    found = solve(problem, np.zeros(2), tol=1e-9, steps=steps)
+    np.testing.assert_allclose(found.y, [1.0, 0.5], atol=1e-8)
+    assert found.iterations <= 500

@@ -1,0 +1,103 @@
+"""Random programs from the families that break solvers: no crash, no hang, no claim that an independent check refutes.
+
+The few here keep the default run short; ``benchmarks/robust.py`` runs thousands and writes a table of what became of
+them.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from tests.robust import oracle, programs, trial
+
+ROUND = len(programs.FAMILIES)
+
+
+def check(seeds: range, form: str, limit: float) -> None:
+    for seed in seeds:
+        program = programs.program(seed)
+        outcome = trial.attempt(program, form, limit)
+        assert not outcome.word.startswith(("crash", "out of time")), outcome
+        assert outcome.false is None, outcome
+        if program.family in programs.HOPELESS:
+            assert outcome.word.endswith("Error"), outcome
+
+
+@pytest.mark.parametrize("start", range(0, 2 * ROUND, ROUND))
+def test_no_crash_hang_or_false_claim_in_cvxpy_form(start):
+    check(range(start, start + ROUND), "cvxpy", limit=120.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(20_000)
+@pytest.mark.parametrize("start", range(0, 4500, 10 * ROUND))
+def test_no_crash_hang_or_false_claim_in_thousands(start):
+    check(range(start, start + 10 * ROUND), "cvxpy", limit=120.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(20_000)
+@pytest.mark.parametrize("start", range(4500, 5000, 10 * ROUND))
+def test_no_crash_hang_or_false_claim_in_functional_form(start):
+    check(range(start, min(start + 10 * ROUND, 5000)), "functional", limit=300.0)
+
+
+# ---- the oracle itself: it must be able to say no ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda c: {"y": c.y + 1e-2}, "lower"),
+        (lambda c: {"objective": c.objective - 1e-3}, "objective is not f"),
+        (lambda c: {"bound": c.objective + 1.0}, "bound above"),
+        (lambda c: {"x": np.full_like(c.x, np.nan)}, "not finite"),
+    ],
+    ids=["y moved", "objective lowered", "bound raised", "x not a number"],
+)
+def test_the_oracle_refutes_a_wrong_claim(change, word):
+    from dataclasses import replace
+
+    program = programs.program(30)
+    claim = oracle.claim(trial.solve(program, "cvxpy"))
+    assert oracle.refute(program, claim) is None
+    assert word in str(oracle.refute(program, replace(claim, **change(claim))))
+
+
+def test_the_oracle_refutes_stationarity_where_there_is_descent():
+    """Of another x with its own right answer: everything holds but what is said of x."""
+    program = programs.program(30)
+    x = oracle.claim(trial.solve(program, "cvxpy")).x
+    for other in np.linspace(program.x_low, program.x_high, 9):
+        response = oracle.respond(program, other)
+        if response is not None and np.abs(other - x).max() > 0.2:
+            claim = oracle.Claim("STATIONARY", other, response.y, response.objective, None)
+            assert oracle.refute(program, claim) == "descent"
+            return
+    pytest.fail("no other x has a response")
+
+
+# ---- side by side -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", trial.FORMS)
+def test_two_solves_at_once_give_the_answers_of_each_alone(form):
+    seeds = (0, 30) if form == "cvxpy" else (47, 24)
+    alone = [oracle.claim(trial.solve(programs.program(seed), form)) for seed in seeds]
+    together: dict[int, oracle.Claim] = {}
+
+    def work(k: int) -> None:
+        together[k] = oracle.claim(trial.solve(programs.program(seeds[k]), form))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(len(seeds))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for k, expected in enumerate(alone):
+        assert together[k].status == expected.status
+        assert together[k].x.tobytes() == expected.x.tobytes()
+        assert together[k].y.tobytes() == expected.y.tobytes()

@@ -26,9 +26,8 @@ def check(seeds: range, form: str, limit: float) -> None:
             assert outcome.word.endswith("Error"), outcome
 
 
-@pytest.mark.parametrize("start", range(0, 2 * ROUND, ROUND))
-def test_no_crash_hang_or_false_claim_in_cvxpy_form(start):
-    check(range(start, start + ROUND), "cvxpy", limit=120.0)
+def test_no_crash_hang_or_false_claim_in_one_program_of_every_family():
+    check(range(ROUND), "cvxpy", limit=120.0)
 
 
 @pytest.mark.slow

@@ -35,6 +35,10 @@ class Status(Enum):
         "improved: moved without loss of the true objective from a stationary point of the penalised problem; "
         "the lower level is solved"
     )
+    ROUNDED = (
+        "rounded: discrete values near a certified continuous answer; the lower level is solved at them, "
+        "and stationarity is not claimed"
+    )
     FEASIBLE = (
         "bilevel feasible: the lower level is solved at x, but stationarity in x was not reached"
     )
@@ -45,7 +49,7 @@ class Status(Enum):
     @property
     def success(self) -> bool:
         """Whether the status is a certified answer."""
-        return self in (Status.OPTIMAL, Status.STATIONARY, Status.IMPROVED)
+        return self in (Status.OPTIMAL, Status.STATIONARY, Status.IMPROVED, Status.ROUNDED)
 
     def __str__(self) -> str:
         return self.value

@@ -219,3 +219,106 @@ class Simplex:
         """See :meth:`ConvexSet.linear_gap`."""
         xp = namespace(point)
         return xp.sum(gradient * point) - self.total * xp.min(gradient), xp.zeros_like(point)
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """A box with one linear limit: ``lower <= point <= upper`` and ``sum cost * point <= total``.
+
+    Parameters
+    ----------
+    cost : array_like
+        Nonnegative and finite, of the point's shape.
+    total : float
+    lower, upper : float or array_like, default 0.0 and inf
+        As in :class:`Box`; ``lower`` must be finite.
+
+    Raises
+    ------
+    InvalidInputError
+        If an entry is out of range, or the lower bounds alone cost more than the total.
+    """
+
+    cost: Any
+    total: float
+    lower: Any = 0.0
+    upper: Any = math.inf
+
+    def __post_init__(self) -> None:
+        cost = asarray_like(self.cost, None)
+        object.__setattr__(self, "cost", cost)
+        xp = namespace(cost)
+        if not all_finite(cost) or bool(xp.any(cost < 0)):
+            raise InvalidInputError("Budget: every cost must be finite and nonnegative")
+        least = self.box.project(xp.zeros_like(cost) - math.inf)
+        if not all_finite(least):
+            raise InvalidInputError("Budget: every lower bound must be finite")
+        spent = float(xp.sum(cost * least))
+        if not spent <= self.total:
+            raise InvalidInputError(
+                f"Budget: the lower bounds alone cost {spent:g}, more than the total {self.total:g}"
+            )
+
+    @property
+    def box(self) -> Box:
+        """The set without its limit on the total cost."""
+        return Box(self.lower, self.upper)
+
+    def project(self, point: Array) -> Array:
+        """Nearest point of the set: ``box.project(point - price * cost)`` at the smallest price that fits."""
+        xp = namespace(point)
+        cost, box = asarray_like(self.cost, point), self.box
+        nearest = box.project(point)
+        if float(xp.sum(cost * nearest)) <= self.total:
+            return nearest
+        # Spending is piecewise linear and decreasing in the price; entries change where they meet a bound.
+        costly = cost > 0
+        step = xp.where(costly, cost, xp.ones_like(cost))
+        lower, upper = box.project(xp.zeros_like(point) - math.inf), box.project(point)
+        knots = xp.concat(
+            [
+                xp.reshape(xp.where(costly, (point - bound) / step, 0.0), (-1,))
+                for bound in (lower, upper)
+            ]
+        )
+        knots = xp.sort(xp.where(knots > 0, knots, xp.zeros_like(knots)))
+        first, last = 0, knots.shape[0] - 1
+
+        def spent(price: Any) -> float:
+            return float(xp.sum(cost * box.project(point - price * cost)))
+
+        if spent(knots[last]) > self.total:  # by rounding alone
+            return lower
+        while last - first > 1:
+            middle = (first + last) // 2
+            if spent(knots[middle]) > self.total:
+                first = middle
+            else:
+                last = middle
+        above, below = spent(knots[first]), spent(knots[last])
+        if above <= self.total:
+            first, above = last, below
+        part = 0.0 if above == below else (above - self.total) / (above - below)
+        return box.project(point - (knots[first] + part * (knots[last] - knots[first])) * cost)
+
+    def linear_gap(self, point: Array, gradient: Array) -> tuple[Array, Array]:
+        """See :meth:`ConvexSet.linear_gap`."""
+        xp = namespace(point)
+        zero = xp.zeros_like(point)
+        cost, box = asarray_like(self.cost, point), self.box
+        lower, upper = box.project(zero - math.inf), box.project(zero + math.inf)
+        free = (cost == 0) & (gradient < 0) & ~xp.isfinite(upper)
+        best = xp.where((cost == 0) & (gradient < 0), upper, lower)
+        # What is left goes to the entries with most descent for their cost, up to their bounds.
+        worth = xp.where((cost > 0) & (gradient < 0), gradient, zero)
+        rate = xp.reshape(worth / xp.where(cost > 0, cost, xp.ones_like(cost)), (-1,))
+        order = xp.argsort(rate)
+        price = xp.take(xp.reshape(cost, (-1,)), order)
+        room = xp.take(xp.reshape(upper - lower, (-1,)), order)
+        wanted = xp.where(xp.take(rate, order) < 0, price * xp.where(price > 0, room, 0.0), 0.0)
+        before = xp.concat([xp.zeros_like(wanted[:1]), xp.cumulative_sum(wanted)[:-1]])
+        left = xp.clip(self.total - xp.sum(cost * lower) - before, 0.0, None)
+        spent = xp.take(xp.minimum(wanted, left), xp.argsort(order))
+        best = best + xp.reshape(spent, point.shape) / xp.where(cost > 0, cost, xp.ones_like(cost))
+        distance = xp.where(free, zero, point - best)
+        return xp.sum(gradient * distance), xp.where(free, gradient, zero)

@@ -12,6 +12,7 @@ from .expansion import Expansion, expand
 from .network import Network, from_networkx, from_tables, load
 from .roads import RoadNetwork, load_roads, roads_from_tables
 from .tntp import from_tntp, read_tntp
+from .scenarios import pareto, plot_pareto, scenarios
 
 __all__ = [
     "Answer",
@@ -29,6 +30,9 @@ __all__ = [
     "load",
     "load_roads",
     "read_tntp",
+    "pareto",
+    "plot_pareto",
     "respond",
     "roads_from_tables",
+    "scenarios",
 ]

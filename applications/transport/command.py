@@ -11,6 +11,7 @@ import typer
 from blocc.applications import transport
 from blocc.console import Bar, Json, Out, show_table
 from blocc.errors import InvalidInputError
+from blocc.files import write_atomically
 
 app = typer.Typer(
     help="Transit network capacity design; road equilibria and expansion.", no_args_is_help=True
@@ -36,11 +37,28 @@ def design(
         str, typer.Argument(help="three_node, nine_node, seville, or a directory of tables.")
     ],
     out: Out,
+    starts: Annotated[
+        int | None,
+        typer.Option(help="Perturbed restarts of the search.", show_default="by network size"),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Restarts at a time; -1: all processors.", show_default="1")
+    ] = None,
+    budget: Annotated[float | None, typer.Option(help="Largest total capacity cost.")] = None,
+    minimum: Annotated[
+        float | None, typer.Option(help="Least capacity of links without a limit in links.csv.")
+    ] = None,
+    maximum: Annotated[
+        float | None, typer.Option(help="Largest capacity of links without a limit in links.csv.")
+    ] = None,
+    module: Annotated[
+        float | None, typer.Option(help="Capacities in whole modules of this size.")
+    ] = None,
     lower: Annotated[
         str, typer.Option(help="Passengers' solver: paths (fast) or maxmin (the paper's).")
     ] = "paths",
     tol: Annotated[float, typer.Option(help="Relative tolerance of the certificate.")] = 1e-6,
-    seed: Annotated[int, typer.Option(help="Random seed, recorded in summary.json.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the search's random numbers.")] = 0,
     max_iterations: Annotated[int, typer.Option(help="Outer iterations at most.")] = 2000,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the checkpoint in --out.")
@@ -66,6 +84,12 @@ def design(
     with Bar(f"designing {network.name}", quiet=as_json) as bar:
         plan = transport.design(
             network,
+            starts=starts,
+            n_jobs=jobs,
+            budget=budget,
+            minimum=minimum,
+            maximum=maximum,
+            module=module,
             lower=lower,
             tol=tol,
             seed=seed,
@@ -88,6 +112,70 @@ def design(
         print("written: " + "  ".join(str(path) for path in written.values()))
     if not plan.result.success:
         typer.echo(f"blocc: {plan.result.message}", err=True)
+        raise typer.Exit(1)
+
+
+def _numbers(text: str, option: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InvalidInputError(
+            f"{option}: {text!r} is not a list of numbers; write for example 0,0.1,0.2"
+        ) from error
+
+
+@app.command("scenarios")
+def scenarios(
+    instance: Annotated[
+        str, typer.Argument(help="three_node, nine_node, seville, or a directory of tables.")
+    ],
+    out: Out,
+    demand_growth: Annotated[
+        str, typer.Option(help="Relative changes of all trips, with commas between.")
+    ] = "0",
+    cost: Annotated[str, typer.Option(help="Factors on all capacity costs.")] = "1",
+    budget: Annotated[
+        str | None, typer.Option(help="Largest total capacity costs.", show_default="none")
+    ] = None,
+    subsidy: Annotated[
+        str, typer.Option(help="Money a trip served: trades profit for passengers.")
+    ] = "0",
+    starts: Annotated[
+        int | None,
+        typer.Option(help="Perturbed restarts of each search.", show_default="by network size"),
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Scenarios at a time; -1: all processors.", show_default="1")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the search's random numbers.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Design for every combination of assumptions; write scenarios.csv and pareto.png."""
+    network = transport.load(instance)
+    with Bar(f"scenarios of {network.name}", quiet=as_json):
+        table = transport.scenarios(
+            network,
+            demand_growth=_numbers(demand_growth, "--demand-growth"),
+            cost=_numbers(cost, "--cost"),
+            budget=[None] if budget is None else _numbers(budget, "--budget"),
+            subsidy=_numbers(subsidy, "--subsidy"),
+            n_jobs=jobs,
+            starts=starts,
+            seed=seed,
+        )
+    written = [write_atomically(out / "scenarios.csv", table.to_csv(index=False).encode())]
+    failed = int((table["error"] != "").sum())
+    if (table["status"] != "failed").any():
+        written.append(transport.plot_pareto(table, out / "pareto.png"))
+    if as_json:
+        print(table.to_json(orient="records"))
+    else:
+        shown = ["demand_growth", "cost", "budget", "subsidy", "status"]
+        shown += [name for name in ("profit", "trips_served") if name in table]
+        print(table[shown].to_string(index=False))
+        print("written: " + "  ".join(str(path) for path in written))
+    if failed:
+        typer.echo(f"blocc: {failed} of {len(table)} scenarios not certified; see error", err=True)
         raise typer.Exit(1)
 
 

@@ -6,25 +6,31 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 import blocc
-from blocc.certificate import Certified, certify
-from blocc.errors import InvalidInputError
+from blocc.certificate import certify
+from blocc.errors import InvalidInputError, LowerLevelError, SolveError, SolveInterrupted
 from blocc.methods.homotopy import OnFailure, solve
+from blocc.model import Schedule
 from blocc.progress import Progress, Record
 from blocc.result import Result, Status
 
 from . import arc_flow, output
 from .model import TransitModel
 from .network import Network
+from .search import AGAIN, Found, round_to_modules, search
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 LowerSolver = Literal["paths", "maxmin"]
+TRIALS, PAIRS = (
+    24,
+    2_000,
+)  # of the search by default: so many, and no more than this over the number of pairs
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,6 +214,14 @@ class Design:
 def design(
     network: Network,
     *,
+    starts: int | None = None,
+    n_jobs: int | None = None,
+    minimum: Any = None,
+    maximum: Any = None,
+    existing: Any = None,
+    budget: float | None = None,
+    module: Any = None,
+    start: Any = None,
     lower: LowerSolver = "paths",
     backend: blocc.arrays.Backend = "auto",
     tol: float = 1e-6,
@@ -225,23 +239,48 @@ def design(
     ----------
     network : Network
         From :func:`blocc.applications.transport.load` or :func:`from_tables`.
+    starts : int, optional
+        Perturbed restarts of the search after its first climb (see :mod:`blocc.applications.transport.search`).
+        Default: 24 on networks of up to about 800 pairs, fewer on larger ones.
+    n_jobs : int, optional
+        Restarts at a time, as in joblib; a ``joblib.parallel_config`` sets another backend, Dask for example. The
+        design does not depend on it.
+    minimum, maximum : float or array_like, (links,), optional
+        Limits of the capacities, for links that have none in the network's tables.
+    existing : array_like, (links,), optional
+        Capacity that is there and cannot change, NaN for links to be designed; also a column of the links table.
+        It is not sunk: it costs ``capacity_cost`` a unit in profit and budget, like any other. Set that to zero
+        where it is paid for.
+    budget : float, optional
+        Largest total capacity cost.
+    module : float or array_like, (links,), optional
+        Capacities come in whole modules of this size. The design is rounded, and the answer certified there; it is
+        not proven to be the best rounding, and nothing is said of stationarity.
+    start : array_like, (links,), optional
+        Capacities at which the search begins, of a similar network's design for example. Default: the relaxation's.
     lower : {"paths", "maxmin"}
         How the passengers' problem is solved: "paths" by its structure (fast, exact), "maxmin" by the paper's
         first-order method on arc flows (any array library; for study, its answer is certified by "paths").
+        "maxmin" takes none of the options above.
     backend : {"auto", "numpy", "cupy"}
         Where "maxmin" computes.
     tol : float
         Relative tolerance of the certificate.
     seed : int
-        Recorded; the default method uses no random numbers.
+        Of the search's random numbers.
     max_iterations : int
-        Accepted outer iterations at most.
-    verbose, callback, on_failure, checkpoint, resume
+        Accepted outer iterations of the solve that follows the search, at most.
+    verbose, callback, on_failure
         As in :func:`blocc.minimize`.
+    checkpoint : path, optional
+        Written after every round of the search ("maxmin": after every stage of gamma).
+    resume : path, optional
+        Continue from a checkpoint of the same network and options.
 
     Returns
     -------
     Design
+        On Ctrl-C the best so far, with the status ``INTERRUPTED``.
 
     Raises
     ------
@@ -256,18 +295,76 @@ def design(
         raise InvalidInputError(
             f"network {network.name!r}: no OD pair has both trips and a route; nothing to design"
         )
-    model = TransitModel(network)
+    asked = (starts, n_jobs, minimum, maximum, existing, budget, module, start)
+    if lower == "maxmin" and any(option is not None for option in asked):
+        raise InvalidInputError(
+            "lower='maxmin' takes no start, starts, n_jobs, limits, budget or module; use 'paths'"
+        )
+    if starts is not None and starts < 0:
+        raise InvalidInputError(f"starts must be at least 0, got {starts}")
+    trials = min(TRIALS, PAIRS // len(network.trips)) if starts is None else starts
+    model = TransitModel(
+        network,
+        minimum=minimum,
+        maximum=maximum,
+        existing=existing,
+        budget=np.inf if budget is None else budget,
+    )
+    modules = None if module is None else _modules(network, module)
     progress = Progress(verbose, callback)
     if lower == "paths":
-        result = solve(
-            model,
-            tol=tol,
-            max_iterations=max_iterations,
-            progress=progress,
-            on_failure=on_failure,
-            checkpoint=checkpoint,
-            resume=resume,
+
+        def searched(now: Found) -> None:
+            progress.row(
+                method="search",
+                gamma=AGAIN[-1][0],
+                penalized=np.nan,
+                response=-now.profit,
+                penalty=np.nan,
+                stationarity=np.nan,
+            )
+
+        with progress.timed("search"):
+            found = search(
+                model,
+                trials=trials,
+                seed=seed,
+                n_jobs=n_jobs,
+                start=None if start is None else _start(network, start),
+                callback=searched,
+                checkpoint=checkpoint,
+                resume=resume,
+            )
+        # The climbs have been through the small gammas: only the last is left, and its certificate.
+        model.schedule = Schedule(
+            start=TransitModel.schedule.limit, limit=TransitModel.schedule.limit
         )
+        if found.interrupted:
+            result = _exactly(model, found.capacity, tol, Status.INTERRUPTED, progress)
+        else:
+            try:
+                result = solve(
+                    model,
+                    found.capacity,
+                    tol=tol,
+                    max_iterations=max_iterations,
+                    progress=progress,
+                    on_failure=on_failure,
+                )
+            except SolveInterrupted as interrupt:
+                if interrupt.result is None:
+                    raise
+                result = interrupt.result
+            except LowerLevelError as error:  # the search's design is an answer all the same
+                result = _exactly(model, found.capacity, tol, Status.FEASIBLE, progress)
+                result = replace(result, message=f"{result.message} ({error})")
+                if on_failure == "raise":
+                    raise SolveError(result.message, result) from error
+        if modules is not None:
+            with progress.timed("rounding"):
+                whole = round_to_modules(model, np.asarray(result.x), modules)
+            status = Status.ROUNDED if result.success else result.status
+            result = _exactly(model, whole, tol, status, progress)
     else:
         first_order = blocc.minimize(
             **arc_flow.functions(network).arguments(),
@@ -280,7 +377,14 @@ def design(
             checkpoint=checkpoint,
             resume=resume,
         )
-        result = _recertified(model, first_order, tol)
+        capacity = blocc.arrays.to_numpy(first_order.x).astype(np.float64)
+        exact = _exactly(model, capacity, tol, None, progress)
+        result = replace(
+            exact,
+            records=first_order.records,
+            timings=first_order.timings,
+            message=f"{exact.message} (first-order run: {first_order.status.name.lower()})",
+        )
     capacity = np.asarray(result.x, dtype=np.float64)
     flows, share = model.split(np.asarray(result.y))
     answer = _answer(
@@ -293,7 +397,15 @@ def design(
         gap=result.certificate.lower_gap,
         seconds=result.timings.get("certificate", 0.0),
     )
-    options = {"lower": lower, "tol": tol, "seed": seed, "max_iterations": max_iterations}
+    options = {
+        "lower": lower,
+        "starts": trials if lower == "paths" else 0,
+        "budget": budget,
+        "module": None if module is None else np.asarray(module).tolist(),
+        "tol": tol,
+        "seed": seed,
+        "max_iterations": max_iterations,
+    }
     bound = result.bound if result.bound is not None else np.inf
     return Design(
         network,
@@ -308,30 +420,54 @@ def design(
     )
 
 
-def _recertified(model: TransitModel, result: Result, tol: float) -> Result:
-    """The first-order result on the exact model: its capacities stay, everything said of them is computed anew."""
-    from dataclasses import replace
+def _start(network: Network, start: Any) -> Floats:
+    capacity = np.asarray(start, dtype=np.float64)
+    if capacity.shape != network.tail.shape or not np.all(np.isfinite(capacity)):
+        raise InvalidInputError(
+            f"start: expected one finite number for each of {len(network.tail)} links"
+        )
+    return capacity
 
-    capacity = blocc.arrays.to_numpy(result.x).astype(np.float64)
+
+def _modules(network: Network, module: Any) -> Floats:
+    try:
+        modules = np.array(np.broadcast_to(np.asarray(module, np.float64), len(network.tail)))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"module: expected one number or one for each of {len(network.tail)} links"
+        ) from error
+    if not np.all((modules > 0) & np.isfinite(modules)):
+        raise InvalidInputError("module sizes must be positive and finite")
+    return modules
+
+
+def _exactly(
+    model: TransitModel, capacity: Floats, tol: float, status: Status | None, progress: Progress
+) -> Result:
+    """A result at given capacities, everything said of them computed anew; None: the status that holds there."""
     bound = model.relaxation(tol=tol).bound
-    gamma = result.certificate.gamma if np.isfinite(result.certificate.gamma) else 1e3
-    exact: Certified = certify(
+    gamma = TransitModel.schedule.limit
+    exact = certify(
         model, capacity, gamma, extrapolate=False, bound=bound, tol=tol, saddle_tol=1e-10
     )
     certificate = exact.certificate
-    if certificate.ok(tol):
+    if not certificate.lower_ok(tol):
+        status = Status.LOWER_NOT_SOLVED
+    elif status is None and certificate.ok(tol):
         status = Status.OPTIMAL if certificate.optimal(tol) else Status.STATIONARY
-    else:
-        status = Status.FEASIBLE if certificate.lower_ok(tol) else Status.LOWER_NOT_SOLVED
-    return replace(
-        result,
+    elif status is None:
+        status = Status.FEASIBLE
+    progress.timings["total"] = progress.seconds
+    return Result(
         x=capacity,
         y=exact.y,
         objective=exact.objective,
         lower_objective=exact.lower_objective,
         bound=bound,
         status=status,
-        duals=exact.duals,
+        duals=dict(exact.duals),
         certificate=certificate,
-        message=f"{status.value} (first-order run: {result.status.name.lower()})",
+        records=tuple(progress.records),
+        timings=dict(progress.timings),
+        message=status.value,
     )

@@ -11,10 +11,11 @@ What makes this model fast, with g(a, u) the passengers' objective, v(a, u) its 
 * A convex-concave step minimises ``k a + gamma g(a, x, s; u') + gamma p_k a`` over a and the passengers' variables.
   Capacity that costs ``k + gamma p_k > 0`` equals flow, so each pair takes its shortest path under
   ``d + p_k + k / gamma``, with share ``sigmoid(u' - length)``: one all-pairs shortest path. Bounds on the
-  capacities make it a capacitated passengers' problem, solved as any other.
+  capacities make it a capacitated passengers' problem, solved as any other. A budget ``k a <= B`` has one
+  multiplier, which raises the costs k: the spending falls with it, so a scalar search finds it.
 * Lowering capacities to the flows of the passengers' answer keeps that answer optimal and saves cost.
-* Prices are nonnegative, so a share is at most ``sigmoid(u - shortest travel time)``, and a pair's flow costs at
-  least its cheapest path under k: profit is at most ``sum_i w_i sigmoid(u_i - d_i*) max(0, r_i - k_i*)``.
+* Prices are nonnegative, so no pair earns more than its best single path would alone
+  (:mod:`blocc.applications.transport.bound`).
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
+from blocc.applications.transport.bound import path_bound
 from blocc.applications.transport.network import Network
 from blocc.applications.transport.paths import PathNetwork, Response
 from blocc.errors import InvalidInputError, LowerNotSolvedError
 from blocc.model import LowerResiduals, Relaxation, Saddle, Schedule
-from blocc.sets import Box, ConvexSet
+from blocc.sets import Box, Budget, ConvexSet
 
 Array = np.ndarray[Any, Any]
 
@@ -37,6 +39,22 @@ Array = np.ndarray[Any, Any]
 # edge at which solvers tell the flows only to the square root of their gap.
 SLACK = 3e-6
 TRIM = (1e-6, 1e-3)  # capacities below these fractions of the largest are tried at zero by improve
+
+
+def _by_link(network: Network, name: str, given: Any) -> Array:
+    """One number for each link, NaN where there is none."""
+    links = len(network.tail)
+    try:
+        values = np.array(
+            np.broadcast_to(np.asarray(np.nan if given is None else given, np.float64), links)
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(
+            f"{name}: expected one number or one for each of {links} links"
+        ) from error
+    if np.any(values < 0):
+        raise InvalidInputError(f"{name} capacities must be nonnegative")
+    return values
 
 
 class TransitModel:
@@ -49,28 +67,61 @@ class TransitModel:
     Parameters
     ----------
     network : Network
-    minimum, maximum : float or array_like, (links,), default 0 and inf
-        Bounds on the capacities.
+    minimum, maximum : float or array_like, (links,), optional
+        Bounds on the capacities of links for which the network has none of its own; 0 and inf by default.
+    existing : array_like, (links,), optional
+        Capacity that is there already and cannot change; NaN elsewhere. Its cost counts like any other's.
+    budget : float, default inf
+        Largest total capacity cost ``sum_l k_l a_l``.
     """
 
-    schedule = Schedule(start=8.0, factor=2.0, limit=64.0)
+    schedule = Schedule(start=8.0, factor=2.0, limit=32.0)
     accuracy = (
         1e-9  # relative gap that capacities without slack still allow, trimmed ones in particular
     )
 
-    def __init__(self, network: Network, *, minimum: Any = 0.0, maximum: Any = np.inf) -> None:
-        links = len(network.tail)
-        try:
-            self.minimum = np.array(np.broadcast_to(np.asarray(minimum, dtype=np.float64), links))
-            self.maximum = np.array(np.broadcast_to(np.asarray(maximum, dtype=np.float64), links))
-        except (TypeError, ValueError) as error:
+    def __init__(
+        self,
+        network: Network,
+        *,
+        minimum: Any = None,
+        maximum: Any = None,
+        existing: Any = None,
+        budget: float = np.inf,
+    ) -> None:
+        self.network, self.budget = network, float(budget)
+        fixed = _by_link(network, "existing", existing)
+
+        def limit(name: str, own: Any, given: Any, default: float) -> Array:
+            values = default * np.ones(len(network.tail))
+            for part in (_by_link(network, name, given), _by_link(network, name, own), fixed):
+                values = np.where(np.isnan(part), values, part)
+            return values
+
+        self.minimum = limit("minimum", network.minimum, minimum, 0.0)
+        self.maximum = limit("maximum", network.maximum, maximum, np.inf)
+        if not np.all(np.isfinite(self.minimum)):
+            raise InvalidInputError("minimum and existing capacities must be finite")
+        wrong = np.flatnonzero(self.minimum > self.maximum)
+        if len(wrong):
+            link = network.link_id[wrong[0]]
             raise InvalidInputError(
-                f"minimum and maximum: expected one number or one for each of {links} links"
-            ) from error
-        if not np.all((self.minimum >= 0) & np.isfinite(self.minimum)):
-            raise InvalidInputError("minimum capacities must be finite and nonnegative")
-        self.network = network
-        self.x_set: ConvexSet = Box(self.minimum, self.maximum)
+                f"link {link}: its minimum capacity {self.minimum[wrong[0]]:g} is above its maximum "
+                f"{self.maximum[wrong[0]]:g}"
+            )
+        if np.isnan(self.budget):
+            raise InvalidInputError("budget must be a number")
+        least = float(network.capacity_cost @ self.minimum)
+        if least > self.budget:
+            raise InvalidInputError(
+                f"budget {self.budget:g} does not pay for the minimum capacities, which cost {least:g}"
+            )
+        limited = np.isfinite(self.budget)
+        self.x_set: ConvexSet = (
+            Budget(network.capacity_cost, self.budget, self.minimum, self.maximum)
+            if limited
+            else Box(self.minimum, self.maximum)
+        )
         self.paths = PathNetwork(
             len(network.nodes),
             network.tail,
@@ -80,6 +131,7 @@ class TransitModel:
             network.destination,
             network.trips,
         )
+        self._bound: float | None = None
         self._revenue = network.trips * network.revenue  # at share one
 
     # -- the variables -------------------------------------------------------------------------------------------
@@ -181,8 +233,8 @@ class TransitModel:
     def relaxation(self, *, tol: float) -> Relaxation:
         """Serve each pair as if it were alone: the best share it can have, on its cheapest path.
 
-        The value is a proven bound: it drops the passengers' optimality but for ``s <= sigmoid(u - d*)``, which
-        prices, being nonnegative, imply. It is tighter than dropping it altogether.
+        The bound is proven (:func:`blocc.applications.transport.bound.path_bound`), and tighter than dropping the
+        passengers' optimality altogether; x and y are a start, and do not attain it.
         """
         network, paths = self.network, self.paths
         time = paths.distances(network.travel_time)
@@ -190,15 +242,48 @@ class TransitModel:
         margin = network.revenue - cost  # -inf without a route
         share = np.where(margin > 0, expit(network.alternative_time - time), 0.0)
         flows = paths.origin_flows(pair, start, links, (network.trips * share)[pair])
-        bound = -float((network.trips * share) @ np.where(share > 0, margin, 0.0))
+        if self._bound is None:
+            self._bound = -path_bound(network, time, cost)
         x = self.x_set.project(flows.sum(axis=0))
-        return Relaxation(x, np.concatenate([flows.ravel(), share]), bound)
+        return Relaxation(x, np.concatenate([flows.ravel(), share]), self._bound)
 
     def convex_concave_step(self, x: Array, gamma: float, lower: Saddle, *, tol: float) -> Array:
         """Capacities that minimise ``p_gamma`` minus gamma times the linearisation of v at x."""
+        cost = self.network.capacity_cost
+        price = np.maximum(lower.duals["capacity"], 0.0)
+
+        def built(multiplier: float) -> Array:
+            return self._unlimited_step(gamma, price + (1.0 + multiplier) * cost / gamma, tol)
+
+        step = built(0.0)
+        if cost @ step <= self.budget:
+            return step
+        # Spending falls as the budget's multiplier rises. Where it jumps over the budget, both sides are minimisers
+        # at that multiplier, and so is what lies between.
+        over, under = 0.0, 1.0
+        above, below = step, built(under)
+        while cost @ below > self.budget and under < 1e12:
+            over, above = under, below
+            under *= 4.0
+            below = built(under)
+        for _ in range(200):
+            middle = 0.5 * (over + under)
+            if under - over <= 1e-14 * (1.0 + under) or not over < middle < under:
+                break
+            step = built(middle)
+            if cost @ step > self.budget:
+                over, above = middle, step
+            else:
+                under, below = middle, step
+        left, right = float(cost @ above), float(cost @ below)
+        part = 0.0 if left <= right else (self.budget - right) / (left - right)
+        projected: Array = self.x_set.project(below + np.clip(part, 0.0, 1.0) * (above - below))
+        return projected
+
+    def _unlimited_step(self, gamma: float, extra: Array, tol: float) -> Array:
+        """The step with bounds but no budget, where capacity costs ``gamma * extra``."""
         network, paths = self.network, self.paths
         utility = network.alternative_time + network.revenue / gamma
-        extra = np.maximum(lower.duals["capacity"], 0.0) + network.capacity_cost / gamma
         length, pair, start, links = paths.shortest_paths(network.travel_time + extra)
         share = np.where(np.isfinite(length), expit(utility - length), 0.0)
         carried = (network.trips * share)[pair]
@@ -217,8 +302,7 @@ class TransitModel:
         )
         capacity = np.concatenate([self.minimum, self.maximum - self.minimum])
         both = bounded.respond(capacity, utility, tol=tol).link_flow
-        projected: Array = self.x_set.project(self.minimum + both[paths.links :])
-        return projected
+        return np.minimum(self.minimum + both[paths.links :], self.maximum)
 
     def improve(self, x: Array, lower: Saddle) -> Array:
         """Lower capacities to the passengers' flows, and to zero where that does not cost profit."""
@@ -239,7 +323,7 @@ class TransitModel:
     def _trimmed(self, x: Array, answer: Saddle) -> Array:
         """Capacities at the answer's flows, with a little slack."""
         flow = self.split(answer.y)[0].sum(axis=0)
-        trimmed: Array = np.minimum(x, self.x_set.project((1.0 + SLACK) * flow))
+        trimmed: Array = np.maximum(self.minimum, np.minimum(x, (1.0 + SLACK) * flow))
         return trimmed
 
     def _sharpest(self, x: Array, warm: Saddle) -> Saddle:

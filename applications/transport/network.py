@@ -3,6 +3,8 @@
 A network is three tables (units are the data's own; money and time only need to be consistent):
 
 * ``links``: link_id, from_node, to_node, travel_time, capacity_cost (money per unit of capacity);
+  optionally minimum and maximum of the capacity, or existing: capacity that cannot change (cells
+  may be empty);
 * ``demand``: origin, destination, trips, alternative_time (what the trip costs by other means, in
   the unit of travel_time), revenue (money per trip served);
 * ``nodes``: node, and longitude, latitude (degrees) or x, y (any length unit); optionally
@@ -39,6 +41,7 @@ Integers: TypeAlias = NDArray[np.int64]
 
 INSTANCES = ("three_node", "nine_node", "seville")
 LINK_COLUMNS = ("link_id", "from_node", "to_node", "travel_time", "capacity_cost")
+LIMIT_COLUMNS = ("existing", "minimum", "maximum")
 DEMAND_COLUMNS = ("origin", "destination", "trips", "alternative_time", "revenue")
 
 # Beyond this, sums of products lose all meaning in double precision: a wrong unit or a broken file.
@@ -88,6 +91,9 @@ class Network:
         Money per trip served; may be negative (a subsidy to pay).
     population : (n,) array of float or None
         Residents by node, for reports only.
+    minimum, maximum : (m,) array of float or None
+        Limits of the links' capacities; NaN where a link has none. Where both are the same, the
+        capacity is there already and cannot change (the tables' column ``existing``).
 
     Raises
     ------
@@ -111,6 +117,8 @@ class Network:
     alternative_time: Floats
     revenue: Floats
     population: Floats | None = field(default=None)
+    minimum: Floats | None = field(default=None)
+    maximum: Floats | None = field(default=None)
 
     def __post_init__(self) -> None:
         n, m, p = len(self.nodes), len(self.link_id), np.size(self.origin)
@@ -146,6 +154,11 @@ class Network:
         for name, shape in shapes:
             if not np.isfinite(self._freeze(name, shape, np.float64)).all():
                 raise InvalidInputError(f"Network.{name}: every entry must be finite")
+        for name in ("minimum", "maximum"):
+            if getattr(self, name) is not None and (self._freeze(name, (m,), np.float64) < 0).any():
+                raise InvalidInputError(
+                    f"Network.{name}: every entry must be >= 0, or NaN for none"
+                )
 
     def _freeze(self, name: str, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         array = np.array(getattr(self, name), dtype=dtype)
@@ -199,6 +212,11 @@ class Network:
     def _columns(self) -> dict[str, dict[str, list[Any]]]:
         label = self.nodes.__getitem__
         first, second = ("longitude", "latitude") if self.geographic else ("x", "y")
+        limits = {
+            name: ["" if math.isnan(value) else value for value in values.tolist()]
+            for name, values in (("minimum", self.minimum), ("maximum", self.maximum))
+            if values is not None
+        }
         nodes = {
             "node": list(self.nodes),
             first: self.positions[:, 0].tolist(),
@@ -213,6 +231,7 @@ class Network:
                 "to_node": [label(i) for i in self.head],
                 "travel_time": self.travel_time.tolist(),
                 "capacity_cost": self.capacity_cost.tolist(),
+                **limits,
             },
             "demand": {
                 "origin": [label(i) for i in self.origin],
@@ -255,7 +274,11 @@ class Network:
                 node, **{column: nodes[column][i] for column in nodes if column != "node"}
             )
         for i in range(len(self.link_id)):
-            attributes = {key: links[key][i] for key in ("link_id", "travel_time", "capacity_cost")}
+            attributes = {
+                key: column[i]
+                for key, column in links.items()
+                if key not in ("from_node", "to_node") and column[i] != ""
+            }
             graph.add_edge(links["from_node"][i], links["to_node"][i], **attributes)
         return graph
 
@@ -386,6 +409,7 @@ def from_networkx(graph: Any, demand: Any = None, name: str | None = None) -> Ne
     else:
         edges = list(graph.edges(data=True))
     links: dict[str, list[Any]] = {column: [] for column in LINK_COLUMNS}
+    limits: dict[str, list[Any]] = {column: [] for column in LIMIT_COLUMNS}
     for number, (tail, head, data) in enumerate(edges, 1):
         for column in ("travel_time", "capacity_cost"):
             if column not in data:
@@ -394,6 +418,8 @@ def from_networkx(graph: Any, demand: Any = None, name: str | None = None) -> Ne
                     "set it on every edge"
                 )
             links[column].append(data[column])
+        for column in LIMIT_COLUMNS:
+            limits[column].append(data.get(column, ""))
         links["link_id"].append(data.get("link_id", number))
         links["from_node"].append(tail)
         links["to_node"].append(head)
@@ -402,6 +428,7 @@ def from_networkx(graph: Any, demand: Any = None, name: str | None = None) -> Ne
     for column in ("longitude", "latitude", "x", "y", "population"):
         if items and all(column in data for _, data in items):
             nodes[column] = [data[column] for _, data in items]
+    links |= {column: cells for column, cells in limits.items() if set(cells) != {""}}
     return from_tables(links, demand, nodes, name or str(graph.graph.get("name", "")) or "network")
 
 
@@ -442,6 +469,28 @@ class _Table:
                     f"{number:g} is above {maximum:g}; check the unit or the column order",
                 )
             values[row] = number + 0.0  # no negative zeros
+        return values
+
+    def optional(self, column: str) -> Floats | None:
+        """Nonnegative numbers, NaN where a cell is empty; None where the column is missing or empty."""
+        if column not in self.columns:
+            return None
+        cells = self.columns[column]
+        given = [
+            row
+            for row, cell in enumerate(cells)
+            if str(cell).strip() != "" and cell is not None and cell == cell  # not NaN
+        ]
+        if not given:
+            return None
+        part = _Table(
+            self.source,
+            self.unit,
+            [self.lines[row] for row in given],
+            {column: [cells[row] for row in given]},
+        )
+        values = np.full(len(self.lines), np.nan)
+        values[given] = part.numbers(column, 0)
         return values
 
     def labels(self, column: str) -> list[str]:
@@ -631,6 +680,7 @@ def _build(links: _Table, demand: _Table, nodes: _Table | None, name: str) -> Ne
     )
     travel_time = links.numbers("travel_time", 0)
     capacity_cost = links.numbers("capacity_cost", 0)
+    minimum, maximum = _limits(links)
     trips = demand.numbers("trips", 0)
     alternative_time = demand.numbers("alternative_time", 0)
     revenue = demand.numbers("revenue")
@@ -676,7 +726,29 @@ def _build(links: _Table, demand: _Table, nodes: _Table | None, name: str) -> Ne
         alternative_time=alternative_time,
         revenue=revenue,
         population=population,
+        minimum=minimum,
+        maximum=maximum,
     )
+
+
+def _limits(links: _Table) -> tuple[Floats | None, Floats | None]:
+    """Columns ``minimum`` and ``maximum``, with ``existing`` as both."""
+    existing, minimum, maximum = (links.optional(column) for column in LIMIT_COLUMNS)
+    if existing is not None:
+        fixed = ~np.isnan(existing)
+        for column, limit in (("minimum", minimum), ("maximum", maximum)):
+            if limit is None:
+                continue
+            for row in np.flatnonzero(fixed & ~np.isnan(limit)).tolist():
+                raise links.error(
+                    row, column, "the link has existing capacity, which is fixed; empty one of them"
+                )
+        minimum = existing.copy() if minimum is None else np.where(fixed, existing, minimum)
+        maximum = existing.copy() if maximum is None else np.where(fixed, existing, maximum)
+    if minimum is not None and maximum is not None:
+        for row in np.flatnonzero(minimum > maximum).tolist():
+            raise links.error(row, "maximum", f"{maximum[row]:g} is below the minimum")
+    return minimum, maximum
 
 
 def _refuse_repeats(

@@ -211,11 +211,19 @@ class Homotopy:
         """The model's own move without loss, where it gains."""
         if not isinstance(self.model, HasImprovement):
             return None
+        better = None
         with self.progress.timed("improve"):
-            try:
-                better = oracle(self.model.improve(here.x, here.lower))
-            except LowerLevelError:
-                return None
+            for tol in (oracle.tol, self.floor, 1e2 * self.floor):  # as far as the new x allows
+                try:
+                    moved = self.model.improve(here.x, here.lower)
+                    better = Penalty(self.model, oracle.gamma, tol=tol, warm=self.warm)(moved)
+                    break
+                except LowerNotSolvedError:
+                    continue
+                except LowerLevelError:
+                    break
+        if better is None:
+            return None
         if not better.response < here.response:
             return None
         self._record(state, better, "improve", math.nan)
@@ -235,7 +243,7 @@ class Homotopy:
                     stage_tol, 10.0 * self.tol
                 )  # where a stage ends decides which optimum is reached
             sharp = final or self.method == "convex_concave"
-            accuracy = self._saddle_tol(stage_tol, gamma) * (1e-3 if sharp else 1.0)
+            accuracy = self._saddle_tol(stage_tol, gamma) * (1e-2 if sharp else 1.0)
             penalty = Penalty(self.model, gamma, tol=max(accuracy, 1e-13), warm=self.warm)
             try:
                 here = self._minimize(state, penalty, self.method, stage_tol)
@@ -427,6 +435,19 @@ class Homotopy:
                         break
             raise failure
 
+    def _certified(self, stages: _State, state: _State) -> list[Certified]:
+        """Certify what the stages find; raises only where that succeeds for none."""
+        found: list[Certified] = []
+        failure: LowerNotSolvedError | None = None
+        for candidate in self.stages(stages):
+            try:
+                found.append(self.certify(candidate, state))
+            except LowerNotSolvedError as error:
+                failure = error
+        if failure is not None and not found:
+            raise failure
+        return found
+
     def run(self, x0: Array | None, resume: str | os.PathLike[str] | None) -> Result:
         """Solve; the partial result is on the exception where it fails or is interrupted."""
         state: _State | None = None
@@ -438,7 +459,7 @@ class Homotopy:
                 self._save(
                     state
                 )  # a path that cannot be written is refused before the work, not after it
-            found = []
+            found: list[Certified] = []
             if state.relaxed_x is not None and state.bound is not None and state.stage == 0:
                 try:
                     relaxed = self.certify(
@@ -448,8 +469,7 @@ class Homotopy:
                         return self._result(relaxed, state)
                 except LowerLevelError:
                     pass  # the relaxation's x need not have a lower-level answer
-            for candidate in self.stages(state):
-                found.append(self.certify(candidate, state))
+            found += self._certified(state, state)
             best = found[-1]
             slack = self.tol * (1.0 + abs(best.objective))
             if state.best_x is not None and state.best_response < best.objective - slack:
@@ -461,8 +481,7 @@ class Homotopy:
                     bound=state.bound,
                     iterations=state.iterations,
                 )
-                for candidate in self.stages(again):
-                    found.append(self.certify(candidate, state))
+                found += self._certified(again, state)
             return self._result(_pick(found, self.tol), state)
         except KeyboardInterrupt as interrupt:
             if state is None:

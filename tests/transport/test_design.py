@@ -10,7 +10,7 @@ from blocc.applications import transport
 from blocc.applications.transport import reference
 from blocc.applications.transport.model import SLACK, TransitModel
 
-LEAST = {"three_node": 1.7615, "nine_node": 17.1, "seville": 211.0}
+LEAST = {"three_node": 1.76158, "nine_node": 17.2, "seville": 211.0}
 
 
 @pytest.fixture(scope="module")
@@ -134,11 +134,9 @@ def test_pair_without_a_route_is_served_nothing_and_said_so():
 
 def test_interrupted_design_resumes_to_the_same_design(tmp_path):
     network = transport.load("nine_node")
-    seen = set()
 
     def power_cut(record):
-        seen.add(record["gamma"])
-        if len(seen) > 2:
+        if record["iteration"] == 2:
             raise RuntimeError("power cut")
 
     checkpoint = tmp_path / "design.npz"

@@ -1,0 +1,172 @@
+"""What a plan looks like if demand, costs or the budget turn out otherwise: one design a scenario, as a table."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from blocc.applications.transport.design import design
+from blocc.applications.transport.network import Network
+from blocc.applications.transport.output import write_atomically
+from blocc.errors import BloccError, InvalidInputError, require
+
+Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def scenarios(
+    network: Network,
+    *,
+    demand_growth: Sequence[float] = (0.0,),
+    cost: Sequence[float] = (1.0,),
+    budget: Sequence[float | None] = (None,),
+    subsidy: Sequence[float] = (0.0,),
+    n_jobs: int | None = None,
+    starts: int | None = None,
+    seed: int = 0,
+    tol: float = 1e-6,
+    **options: Any,
+) -> Any:
+    """Design the network for every combination of some assumptions.
+
+    Parameters
+    ----------
+    network : Network
+    demand_growth : sequence of float
+        Relative changes of all trips; 0.1 is ten percent more.
+    cost : sequence of float
+        Factors on all capacity costs.
+    budget : sequence of float or None
+        Largest total capacity costs.
+    subsidy : sequence of float
+        Money a trip served, added to its revenue while designing. A design with a subsidy maximises profit plus
+        subsidy times trips served, so that a sweep of it traces profit against passengers served.
+    n_jobs : int, optional
+        Scenarios at a time, as in joblib.
+    starts, seed, tol
+        As in :func:`design`, of each scenario.
+    **options
+        Further ones of :func:`design`: minimum, maximum, existing, module.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a scenario: demand_growth, cost, budget, subsidy; then profit (without the subsidy), capacity_cost,
+        revenue (without the subsidy), trips_served, share_served, links_built, bound (on profit plus subsidies),
+        status, lower_gap, violation, stationarity, seconds, and error: why there is no design where one failed.
+        The first scenario's design is where the search of the others begins.
+
+    Raises
+    ------
+    InvalidInputError
+        If a list is empty, or holds no finite number of the right sign.
+    """
+    pandas = require("pandas", "transport", "scenarios")
+    joblib = require("joblib", "transport", "scenarios")
+    lists = {"demand_growth": demand_growth, "cost": cost, "budget": budget, "subsidy": subsidy}
+    least = {"demand_growth": -1.0, "cost": 0.0, "budget": 0.0, "subsidy": -math.inf}
+    for name, values in lists.items():
+        if len(values) == 0:
+            raise InvalidInputError(f"{name}: give at least one value")
+        for value in values:
+            if name == "budget" and value is None:
+                continue
+            if value is None or not math.isfinite(value) or value < least[name]:
+                raise InvalidInputError(
+                    f"{name}: {value} is not a number of at least {least[name]:g}"
+                )
+    cases = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+    shared = {"starts": starts, "seed": seed, "tol": tol, **options}
+    first, capacity = _design(network, cases[0], None, shared)
+    others = joblib.Parallel(n_jobs=n_jobs)(
+        joblib.delayed(_design)(network, case, capacity, shared) for case in cases[1:]
+    )
+    return pandas.DataFrame([first, *(row for row, _ in others)])
+
+
+def _design(
+    network: Network, case: dict[str, Any], start: Floats | None, options: dict[str, Any]
+) -> tuple[dict[str, Any], Floats | None]:
+    """Row of a scenario, and its capacities."""
+    trips = network.trips * (1.0 + case["demand_growth"])
+    changed = replace(
+        network,
+        trips=trips,
+        capacity_cost=network.capacity_cost * case["cost"],
+        revenue=network.revenue + case["subsidy"],
+    )
+    try:
+        plan = design(changed, budget=case["budget"], start=start, on_failure="return", **options)
+    except BloccError as error:
+        return {**case, "status": "failed", "error": str(error)}, None
+    summary, certificate = plan.summary(), plan.result.certificate
+    subsidies = case["subsidy"] * summary["trips_served"]
+    row = {
+        **case,
+        "profit": summary["profit"] - subsidies,
+        "capacity_cost": summary["cost"],
+        "revenue": summary["revenue"] - subsidies,
+        "trips_served": summary["trips_served"],
+        "share_served": summary["share_served"],
+        "links_built": summary["links_built"],
+        "bound": summary["bound"],
+        "status": summary["status"],
+        "lower_gap": certificate.lower_gap,
+        "violation": certificate.violation,
+        "stationarity": certificate.stationarity,
+        "seconds": summary["seconds"],
+        "error": "" if plan.result.success else plan.result.message,
+    }
+    return row, plan.capacity
+
+
+def plot_pareto(table: Any, path: str | os.PathLike[str]) -> Any:
+    """Plot profit against trips served, a point a scenario; those no other beats in both are joined by a line.
+
+    Parameters
+    ----------
+    table : pandas.DataFrame
+        Of :func:`scenarios`.
+    path : path
+        PNG file to write.
+
+    Returns
+    -------
+    Path
+    """
+    import io
+
+    figure_module = require("matplotlib.figure", "plot", "the plot of scenarios")
+    done = table[table["status"] != "failed"]
+    figure = figure_module.Figure(figsize=(7, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(done["trips_served"], done["profit"], "o", color="C0")
+    best = pareto(done)
+    axes.plot(best["trips_served"], best["profit"], "-", color="C0", alpha=0.5)
+    varied = [
+        name
+        for name in ("demand_growth", "cost", "budget", "subsidy")
+        if done[name].nunique(dropna=False) > 1
+    ]
+    for _, row in done.iterrows():
+        label = ", ".join(f"{name.replace('_', ' ')} {row[name]:g}" for name in varied)
+        place = (row["trips_served"], row["profit"])
+        axes.annotate(label, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.set_xlabel("trips served")
+    axes.set_ylabel("profit")
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=150)
+    return write_atomically(path, image.getvalue())
+
+
+def pareto(table: Any) -> Any:
+    """Rows that no other row beats in both profit and trips served, by trips served."""
+    ordered = table.sort_values(["trips_served", "profit"], ascending=False)
+    best = ordered["profit"].cummax()
+    keep = ordered["profit"] > best.shift(fill_value=-math.inf)
+    return ordered[keep].sort_values("trips_served")

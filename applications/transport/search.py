@@ -1,0 +1,303 @@
+"""Iterated local search over whole designs: perturb the best one, climb again, keep what earns more.
+
+The profit has many local optima, and where the homotopy in gamma ends depends on where it begins. A climb here is the
+cheap form of it: plain convex-concave steps at moderate gamma, which need only the passengers' answer, at a loose
+tolerance. The core's solve then starts from the best design found and certifies what it ends with.
+
+Trials come in rounds of a fixed size, all from the same incumbent, each with random numbers of its own. So the result
+does not depend on how many run at a time, and a killed search resumes to the same design.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from blocc.applications.transport.model import TransitModel
+from blocc.errors import InvalidInputError, LowerLevelError, require
+from blocc.result import read_archive, write_archive
+
+Array = np.ndarray[Any, Any]
+CHECKPOINT = "blocc-transport-search-1"
+ROUND = 4  # trials that start from the same incumbent
+FIRST = ((8.0, 80), (16.0, 60))  # gamma and steps of the climb from the relaxation
+AGAIN = ((8.0, 12), (16.0, 24))  # of the climbs from perturbed designs
+LONGER = 1.7  # times a convex-concave step; nearly halves their number, while twice loses its way
+SETTLED = 2e-4  # relative change of the capacities at which a stage of a climb ends
+ACCURACY = 1e-5  # relative gap of the passengers' answers on the way
+NOTHING = 1e-7  # part of the largest flow below which a flow on the way counts as none
+PART = 0.3  # of the capacities that a perturbation changes
+CLOSED = 0.05  # of the links that every second perturbation closes
+SMALL, PASSES = (
+    300,
+    20,
+)  # links up to which modules are improved link by link, and how often at most
+ATTEMPTS = 3  # at a round whose workers die
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a search knows: its best design so far.
+
+    Attributes
+    ----------
+    capacity : array, (links,)
+    profit : float
+        At the passengers' answer, to the search's accuracy.
+    trials : int
+        Climbs from perturbed designs so far.
+    interrupted : bool
+        Whether Ctrl-C ended it.
+    """
+
+    capacity: Array
+    profit: float
+    trials: int = 0
+    interrupted: bool = False
+
+
+def climb(
+    model: TransitModel, capacity: Array, stages: tuple[tuple[float, int], ...]
+) -> tuple[float, Array]:
+    """Convex-concave steps from some capacities; the profit and the capacities, trimmed, where they end."""
+    warm = None
+    for gamma, steps in stages:
+        for _ in range(steps):
+            lower = model.lower(capacity, tol=ACCURACY, warm=warm)
+            warm = lower.warm
+            after = model.convex_concave_step(capacity, gamma, lower, tol=ACCURACY)
+            change = float(np.sum(np.abs(after - capacity)))
+            capacity = model.x_set.project(capacity + LONGER * (after - capacity))
+            if change <= SETTLED * float(np.sum(capacity)):
+                break
+    lower = model.lower(capacity, tol=0.01 * ACCURACY, warm=warm)
+    flow = model.split(lower.y)[0].sum(axis=0)
+    flow[flow < NOTHING * np.max(flow, initial=0.0)] = 0.0
+    trimmed: Array = np.maximum(model.minimum, np.minimum(capacity, flow))
+    return -model.upper(trimmed, lower.y), trimmed
+
+
+def perturbed(capacity: Array, seed: int, trial: int) -> Array:
+    """Change a part of the capacities by random factors, open some closed links; every second trial, close some."""
+    random = np.random.default_rng(np.random.SeedSequence([seed, trial]))
+    chosen = random.random(len(capacity)) < PART
+    factor = np.exp(random.standard_normal(len(capacity)))
+    opened = chosen & (capacity == 0) & (random.random(len(capacity)) < 0.5)
+    mean = float(np.mean(capacity))
+    moved = np.where(chosen, capacity * factor, capacity)
+    moved[opened] = mean * factor[opened]
+    if trial % 2:
+        moved[random.random(len(capacity)) < CLOSED] = 0.0
+    return moved
+
+
+def attempt(model: TransitModel, capacity: Array, seed: int, trial: int) -> tuple[float, Array]:
+    """One trial; profit ``-inf`` where the passengers' problem could not be solved on the way."""
+    threadpoolctl = require("threadpoolctl", "transport", "the search for designs")
+    # one thread: as many as there are trials run at a time, and the sums are the same however many those are
+    with threadpoolctl.threadpool_limits(1):
+        try:
+            return climb(model, model.x_set.project(perturbed(capacity, seed, trial)), AGAIN)
+        except LowerLevelError:
+            return -np.inf, capacity
+
+
+def search(
+    model: TransitModel,
+    *,
+    trials: int,
+    seed: int = 0,
+    n_jobs: int | None = None,
+    start: Array | None = None,
+    callback: Callable[[Found], None] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+) -> Found:
+    """Iterated local search.
+
+    Parameters
+    ----------
+    model : TransitModel
+    trials : int
+        Climbs from perturbed designs.
+    seed : int
+    n_jobs : int, optional
+        As in joblib: None is one, unless a ``joblib.parallel_config`` says otherwise; -1 is all processors.
+    start : array, (links,), optional
+        Where the first climb begins. Default: the relaxation's capacities.
+    callback : callable, optional
+        Called with the best so far after the first climb and after every round.
+    checkpoint : path, optional
+        Written at the same times.
+    resume : path, optional
+        Continue from a checkpoint of the same network and options.
+
+    Returns
+    -------
+    Found
+        Ctrl-C ends it early, with the best so far.
+
+    Raises
+    ------
+    InvalidInputError
+        If ``resume`` is a checkpoint of another search.
+    RuntimeError
+        If the workers of a round died three times.
+    """
+    joblib = require("joblib", "transport", "the search for designs")
+    identity = _identity(model, seed, start)
+    first = model.relaxation(tol=ACCURACY).x if start is None else model.x_set.project(start)
+    found = Found(first, -np.inf)
+
+    def reached(now: Found) -> Found:
+        if checkpoint is not None:
+            state = {"profit": now.profit, "trials": now.trials, "identity": identity}
+            write_archive(checkpoint, {"capacity": now.capacity}, {"format": CHECKPOINT, **state})
+        if callback is not None:
+            callback(now)
+        return now
+
+    try:
+        if resume is not None:
+            found = _resumed(resume, identity)
+        else:
+            threadpoolctl = require("threadpoolctl", "transport", "the search for designs")
+            with threadpoolctl.threadpool_limits(1):
+                profit, capacity = climb(model, first, FIRST)
+            found = reached(Found(capacity, profit))
+        while found.trials < trials:
+            numbers = range(found.trials, min(found.trials + ROUND, trials))
+            tasks = [
+                joblib.delayed(attempt)(model, found.capacity, seed, trial) for trial in numbers
+            ]
+            answers = _round(joblib, tasks, n_jobs)
+            profit, capacity = max(answers, key=lambda answer: answer[0])  # the first of equals
+            if not profit > found.profit + 1e-9 * (1.0 + abs(found.profit)):
+                profit, capacity = found.profit, found.capacity
+            found = reached(Found(capacity, profit, numbers.stop))
+    except KeyboardInterrupt:
+        return Found(found.capacity, found.profit, found.trials, interrupted=True)
+    return found
+
+
+def _round(joblib: Any, tasks: list[Any], n_jobs: int | None) -> list[tuple[float, Array]]:
+    """Run the trials of a round, again where a worker died in it: a trial's answer depends on its number alone."""
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+    for again in range(1, ATTEMPTS + 1):
+        try:
+            return list(joblib.Parallel(n_jobs=n_jobs)(tasks))
+        except TerminatedWorkerError as error:
+            if again == ATTEMPTS:
+                raise RuntimeError(
+                    f"the workers of the search died {ATTEMPTS} times in one round (out of memory?); "
+                    "try a smaller n_jobs"
+                ) from error
+            warnings.warn("a worker of the search died; its trials are redone", stacklevel=3)
+    raise AssertionError
+
+
+def _identity(model: TransitModel, seed: int, start: Array | None) -> str:
+    """Digest of everything that the result of a search depends on, but for the number of trials."""
+    network = model.network
+    digest = hashlib.sha256(f"{seed} {ROUND} {FIRST} {AGAIN}".encode())
+    for part in (
+        network.tail,
+        network.head,
+        network.travel_time,
+        network.capacity_cost,
+        network.origin,
+        network.destination,
+        network.trips,
+        network.alternative_time,
+        network.revenue,
+        model.minimum,
+        model.maximum,
+        np.array(model.budget),
+        np.zeros(0) if start is None else start,
+    ):
+        digest.update(np.ascontiguousarray(part).tobytes())
+    return digest.hexdigest()
+
+
+def _resumed(path: str | os.PathLike[str], identity: str) -> Found:
+    arrays, meta = read_archive(path, CHECKPOINT)
+    if meta["identity"] != identity:
+        raise InvalidInputError(
+            f"{path}: checkpoint of another network, seed or other limits; start without resume"
+        )
+    return Found(arrays["capacity"], meta["profit"], meta["trials"])
+
+
+def round_to_modules(model: TransitModel, capacity: Array, module: Array) -> Array:
+    """Whole numbers of modules near some capacities: the most profitable of several roundings, improved link by link.
+
+    Links whose capacity is fixed keep it.
+
+    Parameters
+    ----------
+    model : TransitModel
+    capacity : array, (links,)
+    module : array, (links,)
+        Size of a module, positive.
+
+    Raises
+    ------
+    InvalidInputError
+        If no whole number of modules is within a link's limits, or the smallest ones exceed the budget.
+    """
+    fixed = model.minimum == model.maximum
+    least = np.where(fixed, model.minimum, np.ceil(model.minimum / module - 1e-9) * module)
+    most = np.where(fixed, model.maximum, np.floor(model.maximum / module + 1e-9) * module)
+    cost = model.network.capacity_cost
+    for link in np.flatnonzero(least > most):
+        raise InvalidInputError(
+            f"link {model.network.link_id[link]}: no whole number of modules of {module[link]:g} is between its "
+            f"minimum {model.minimum[link]:g} and maximum {model.maximum[link]:g}"
+        )
+    if cost @ least > model.budget:
+        raise InvalidInputError(
+            f"budget {model.budget:g} does not pay for the minimum capacities in whole modules, {cost @ least:g}"
+        )
+    warm = None
+
+    def profit(candidate: Array) -> float:
+        nonlocal warm
+        if cost @ candidate > model.budget * (1.0 + 1e-12):
+            return -np.inf
+        try:
+            lower = model.lower(candidate, tol=0.01 * ACCURACY, warm=warm)
+        except LowerLevelError:
+            return -np.inf
+        warm = lower.warm
+        return -model.upper(candidate, lower.y)
+
+    whole = np.floor(capacity / module + 1e-9)
+    part = capacity / module - whole
+    best, value = least, profit(least)
+    for threshold in (1e-3, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+        trial = np.clip((whole + (part >= threshold)) * module, least, most)
+        earned = profit(trial)
+        if earned > value:
+            best, value = trial, earned
+    for _ in range(PASSES if len(capacity) <= SMALL else 0):
+        before = value
+        for link in np.flatnonzero(~fixed):
+            for change in (-module[link], module[link]):
+                trial = best.copy()
+                trial[link] += change
+                if not least[link] <= trial[link] <= most[link]:
+                    continue
+                earned = profit(trial)
+                if earned > value + 1e-9 * (1.0 + abs(value)):
+                    best, value = trial, earned
+                    break
+        if value == before:
+            break
+    return best

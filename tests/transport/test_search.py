@@ -1,0 +1,141 @@
+"""The global search: the same design for any number of jobs, after a kill and a resume, when a worker dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import blocc
+from blocc.applications import transport
+from blocc.applications.transport import reference, search
+from blocc.applications.transport.model import TransitModel
+
+
+@pytest.fixture(scope="module")
+def model():
+    return TransitModel(transport.load("three_node"))
+
+
+@pytest.fixture(scope="module")
+def nine():
+    return TransitModel(transport.load("nine_node"))
+
+
+def test_search_does_not_fall_and_its_profit_is_that_of_cvxpy(nine):
+    seen = []
+    found = search.search(nine, trials=8, callback=seen.append)
+    profits = [now.profit for now in seen]
+    assert [now.trials for now in seen] == [0, 4, 8]
+    assert profits == sorted(profits)
+    assert profits[-1] > profits[0]
+    assert reference.profit(nine.network, found.capacity) == pytest.approx(found.profit, rel=1e-4)
+
+
+def test_design_is_the_same_for_any_number_of_jobs(nine):
+    alone = search.search(nine, trials=8, n_jobs=1)
+    together = search.search(nine, trials=8, n_jobs=2)
+    assert alone.capacity.tobytes() == together.capacity.tobytes()
+
+
+def test_trials_differ_by_seed_and_number():
+    capacity = np.linspace(0.0, 2.0, 40)
+    ways = [search.perturbed(capacity, seed, trial) for seed in (0, 1) for trial in (0, 1)]
+    for index, way in enumerate(ways):
+        assert all(np.any(way != other) for other in ways[:index])
+    np.testing.assert_array_equal(ways[0], search.perturbed(capacity, 0, 0))
+    assert np.count_nonzero(ways[0] == 0) <= 1  # a closed link may open
+    assert np.all(ways[1] >= 0)
+
+
+KILLED = """
+import sys, time
+from blocc.applications import transport
+slow = lambda record: print("round", flush=True) or time.sleep(0.5)
+transport.design(transport.load("nine_node"), starts=8, checkpoint=sys.argv[1], callback=slow)
+"""
+
+
+def test_killed_search_resumes_to_the_same_design(tmp_path):
+    checkpoint = tmp_path / "search.npz"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(checkpoint)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for _ in range(2):
+        assert process.stdout.readline() == "round\n"
+    process.kill()
+    process.wait()
+    resumed = search._resumed(
+        checkpoint, search._identity(TransitModel(transport.load("nine_node")), 0, None)
+    )
+    assert 0 < resumed.trials <= 8
+    network = transport.load("nine_node")
+    again = transport.design(network, starts=8, resume=checkpoint)
+    whole = transport.design(network, starts=8)
+    assert again.capacity.tobytes() == whole.capacity.tobytes()
+    assert again.profit == whole.profit
+
+
+def test_checkpoint_of_another_search_is_refused(model, tmp_path):
+    checkpoint = tmp_path / "search.npz"
+    search.search(model, trials=0, checkpoint=checkpoint)
+    with pytest.raises(blocc.InvalidInputError, match="another network, seed"):
+        search.search(model, trials=0, seed=1, resume=checkpoint)
+
+
+class _Mortal(TransitModel):
+    """A model that ends the worker in which it is solved first."""
+
+    def lower(self, x, *, tol, warm=None):
+        if os.getpid() != self.parent and not self.died.exists():
+            self.died.touch()
+            os._exit(1)
+        return super().lower(x, tol=tol, warm=warm)
+
+
+def test_worker_that_dies_is_reported_and_its_trials_redone(model, tmp_path):
+    mortal = _Mortal(model.network)
+    mortal.parent, mortal.died = os.getpid(), tmp_path / "died"
+    with pytest.warns(UserWarning, match="a worker of the search died"):
+        found = search.search(mortal, trials=4, n_jobs=2)
+    assert mortal.died.exists()
+    expected = search.search(model, trials=4)
+    assert found.trials == 4
+    assert found.capacity.tobytes() == expected.capacity.tobytes()
+
+
+def test_ctrl_c_returns_the_best_so_far():
+    def stop(record):
+        if record["iteration"] == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+
+    network = transport.load("nine_node")
+    plan = transport.design(network, starts=400, callback=stop)
+    assert plan.status is blocc.Status.INTERRUPTED
+    assert not plan.result.success
+    assert plan.result.certificate.lower_ok(1e-6)
+    assert reference.profit(network, plan.capacity) == pytest.approx(plan.profit, rel=1e-6)
+    assert plan.profit > 10
+
+
+@pytest.mark.slow
+def test_dask_cluster_runs_the_trials_without_any_change(model):
+    joblib = pytest.importorskip("joblib")
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
+    alone = search.search(model, trials=4)
+    with (
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster),
+        joblib.parallel_config(backend="dask"),
+    ):
+        together = search.search(model, trials=4)
+    assert alone.capacity.tobytes() == together.capacity.tobytes()

@@ -38,8 +38,8 @@ def test_search_does_not_fall_and_its_profit_is_that_of_cvxpy(nine):
 
 
 def test_design_is_the_same_for_any_number_of_jobs(nine):
-    alone = search.search(nine, trials=8, n_jobs=1)
-    together = search.search(nine, trials=8, n_jobs=2)
+    alone = search.search(nine, trials=4, n_jobs=1)
+    together = search.search(nine, trials=4, n_jobs=2)
     assert alone.capacity.tobytes() == together.capacity.tobytes()
 
 
@@ -57,7 +57,7 @@ KILLED = """
 import sys, time
 from blocc.applications import transport
 slow = lambda record: print("round", flush=True) or time.sleep(0.5)
-transport.design(transport.load("nine_node"), starts=8, checkpoint=sys.argv[1], callback=slow)
+transport.design(transport.load("three_node"), starts=8, checkpoint=sys.argv[1], callback=slow)
 """
 
 
@@ -72,10 +72,10 @@ def test_killed_search_resumes_to_the_same_design(tmp_path):
     process.kill()
     process.wait()
     resumed = search._resumed(
-        checkpoint, search._identity(TransitModel(transport.load("nine_node")), 0, None)
+        checkpoint, search._identity(TransitModel(transport.load("three_node")), 0, None)
     )
     assert 0 < resumed.trials <= 8
-    network = transport.load("nine_node")
+    network = transport.load("three_node")
     again = transport.design(network, starts=8, resume=checkpoint)
     whole = transport.design(network, starts=8)
     assert again.capacity.tobytes() == whole.capacity.tobytes()

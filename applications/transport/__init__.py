@@ -11,8 +11,8 @@ from .equilibrium import Equilibrium, equilibrium
 from .expansion import Expansion, expand
 from .network import Network, from_networkx, from_tables, load
 from .roads import RoadNetwork, load_roads, roads_from_tables
-from .tntp import from_tntp, read_tntp
 from .scenarios import pareto, plot_pareto, scenarios
+from .tntp import from_tntp, read_tntp
 
 __all__ = [
     "Answer",
@@ -29,9 +29,9 @@ __all__ = [
     "from_tntp",
     "load",
     "load_roads",
-    "read_tntp",
     "pareto",
     "plot_pareto",
+    "read_tntp",
     "respond",
     "roads_from_tables",
     "scenarios",

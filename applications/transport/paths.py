@@ -49,7 +49,9 @@ Array = np.ndarray[Any, Any]
 CUTOFF = 30.0
 CLOSED = 1e-13  # capacity below this fraction of the largest trips counts as zero
 TRACE = 1e-7  # part of a pair's trips below which a path flow may be an interior point's trace
-NEARLY_FULL = 0.3  # load from which a link's capacity enters the Newton system
+# Load from which a link's capacity enters the Newton system, of few links and of more than MANY: every row helps
+# the steps, but a factorisation costs the cube of their number.
+NEARLY_FULL, NEARLY_FULL_OF_MANY, MANY = 0.3, 0.9, 300
 COLD, WARM = 0.1, 1e-2  # first gauge, in units of the prices to expect
 CENTRED = 0.3  # Newton decrement, in units of the barrier's own size, at which a stage ends
 BALANCED = 2.0  # part of its capacity by which a link may then still miss its equation
@@ -404,6 +406,8 @@ class _Solve:
         self.closed = capacity <= CLOSED * np.max(network.trips, initial=0.0)
         self.capacity = np.where(self.closed, 0.0, capacity)
         self.limited = ~self.closed & np.isfinite(capacity)
+        many = np.count_nonzero(self.limited) > MANY
+        self.nearly_full = NEARLY_FULL_OF_MANY if many else NEARLY_FULL
         self.typical = float(np.sum(network.trips**2) / max(np.sum(network.trips), 1e-300))
         self.row_room = np.ones(network.links)
         self.row_room[self.limited] = self._weight(capacity[self.limited])
@@ -459,6 +463,10 @@ class _Solve:
         worth = np.maximum(self.utility - self.distance, 0.0)[self.live]
         scale = 1.0 + float(np.average(worth, weights=self.network.trips[self.live]))
         self.gauge = (COLD if self.warm is None else WARM) * scale
+        if self.warm is None:
+            # A central point's gap is about its gauge times the weights: no farther away than the start already is.
+            weights = float(np.sum(self.room) + np.sum(self.row_room[self.limited]))
+            self.gauge = min(self.gauge, self.gap_size / weights)
         self._first_prices()
         while self.iterations < self.max_iterations:
             self._centre()
@@ -590,7 +598,7 @@ class _Solve:
 
     def _add_rows(self, load: Array) -> bool:
         """Price the links that have become nearly full; whether there are new ones."""
-        full = self.limited & ((load > NEARLY_FULL * self.capacity) | (self.price > 0))
+        full = self.limited & ((load > self.nearly_full * self.capacity) | (self.price > 0))
         full[self.rows] = False
         new = np.flatnonzero(full)
         self.rows = np.concatenate([self.rows, new])
@@ -703,7 +711,9 @@ class _Solve:
                 stuck = 0
         # The next barrier phase starts from the last central prices: what it gains is sure.
         self.gauge *= SHRINK
-        self.price = now.price
+        since = self.rows[len(rows) :]  # priced since then: zero would be outside the barrier
+        self.price = now.price.copy()
+        self.price[since] = self.gauge * self.row_room[since] / self.capacity[since]
         return None
 
     def _grow(self, state: _State) -> bool:

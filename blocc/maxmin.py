@@ -763,6 +763,8 @@ def solve(
         history.append(residual)
         looks.append(iteration)
         wasted = 0 if math.isfinite(residual) else wasted + 1
+        if wasted:  # an answer where functions end is seldom reached: not worth a long wait
+            best.horizon = 1_000
         if wasted > 15:  # steps have shrunk a billionfold
             raise LowerNotSolvedError(
                 f"{name}: its functions are not finite at points that the solver reached"
@@ -873,6 +875,7 @@ class _Best:
     halved: float = math.inf
     fell: int = 0
     halved_at: int = 0
+    horizon: int = 20_000
 
     def see(self, residual: float, iteration: int) -> None:
         """Count a residual."""
@@ -888,7 +891,7 @@ class _Best:
 
     def stalled(self, iteration: int) -> bool:
         """Whether the residual has not halved in the second half of a long run."""
-        return iteration > 20_000 and iteration - self.halved_at > iteration // 2
+        return iteration > self.horizon and iteration - self.halved_at > iteration // 2
 
 
 def _raise_if_infeasible(problem: SaddleProblem, run: _Iteration, name: str) -> None:

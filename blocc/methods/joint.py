@@ -970,7 +970,8 @@ def _steepness(jacobian: Any) -> Vector:
     slopes = abs(jacobian).max(axis=1)
     if sparse.issparse(slopes):
         slopes = slopes.toarray()
-    return np.maximum(1.0, np.asarray(slopes).ravel())
+    steep: Vector = np.maximum(1.0, np.asarray(slopes).ravel())
+    return steep
 
 
 def _stayed(region: _TrustRegion, before: Vector, after: Vector) -> bool:

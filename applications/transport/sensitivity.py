@@ -22,7 +22,7 @@ Array = np.ndarray[Any, Any]
 CHANGE = 0.1
 _LINKS = 10
 _LARGEST = 2_000_000  # links times pairs: beyond, a single answer can take minutes
-_TOL = 1e-8  # relative gap of the passengers' problem; profits are then good to far less than what is shown
+_TOL = 1e-11  # relative gap of the passengers' problem; profits are good to about its square root
 
 
 @dataclass(frozen=True, eq=False)

@@ -247,6 +247,36 @@ def test_pairs_without_route_without_trips_and_at_home():
     )
 
 
+def test_links_that_fill_up_on_the_way_do_not_break_the_next_barrier_phase():
+    """A seeded 10 x 10 grid, most links at 1.2 of their unlimited flow: rows join between two barrier phases."""
+    random = np.random.default_rng(10)
+    node = np.arange(100).reshape(10, 10)
+    across = np.stack([node[:, :-1].ravel(), node[:, 1:].ravel()])
+    down = np.stack([node[:-1].ravel(), node[1:].ravel()])
+    tail, head = np.concatenate([across, across[::-1], down, down[::-1]], axis=1)
+    cells = random.choice(10_000, 400, replace=False)
+    cells = cells[cells // 100 != cells % 100]
+    paths = PathNetwork(
+        100,
+        tail,
+        head,
+        random.uniform(1, 2, len(tail)),
+        cells // 100,
+        cells % 100,
+        random.exponential(1, len(cells)),
+    )
+    utility = paths.distances(paths.travel_time) + 2.0
+    flow = paths.respond(np.full(paths.links, np.inf), utility).link_flow
+    used = np.sort(flow[flow > 0])
+    factor = np.where(flow < used[-max(len(used) // 10, 1)], 1.2, 0.8)
+    capacity = np.maximum(factor * flow, 1e-3 * flow.max())
+    response = paths.respond(capacity, utility, tol=1e-6)
+    dual = paths.dual_value(response.price, capacity, utility)
+    primal = paths.objective(response.link_flow, response.share, utility)
+    assert np.all(response.link_flow <= capacity * (1 + 1e-9))
+    assert 0 <= primal - dual <= 1e-6 * (1 + abs(primal))
+
+
 def test_bad_input_and_iteration_limit():
     paths = single_pair()
     with pytest.raises(InvalidInputError, match="capacity"):

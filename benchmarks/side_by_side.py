@@ -14,10 +14,7 @@ blocc's.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -32,6 +29,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.environment import environment  # noqa: E402
 from tests.cvx.models import MODELS, Model  # noqa: E402
 
 Variables = list[cp.Variable]
@@ -171,19 +169,10 @@ def summary(rows: list[dict[str, Any]]) -> str:
 
 
 def versions() -> str:
+    found = environment("blvpy", "daqp", "cyipopt")
     names = ("blocc", "blvpy", "cvxpy", "clarabel", "daqp", "cyipopt", "numpy", "scipy")
-    found = []
-    for name in names:
-        try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"{name} (not installed as a package)")
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        named = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = named[0].split(":")[1].strip() if named else cpu
-    return f"{cpu}, {os.cpu_count()} cores; Python {platform.python_version()}; " + ", ".join(found)
+    told = (f"{name} {found[name] or '(not installed as a package)'}" for name in names)
+    return f"{found['cpu']}, {found['cores']} cores; Python {found['python']}; " + ", ".join(told)
 
 
 def main() -> int:

@@ -11,12 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +35,7 @@ from sklearn.svm import LinearSVC
 
 from benchmarks.baselines import bic_gaffa, blocc_published, gam, lv_hba, sflcb
 from benchmarks.baselines.common import Outcome, Problem
+from benchmarks.environment import environment
 from blocc.applications.svm import BilevelSVC, SlackBoundProblem
 from blocc.applications.svm.data import Split, load, study_splits
 from blocc.errors import LowerLevelError
@@ -450,22 +449,6 @@ def markdown(table: pd.DataFrame) -> str:
     return "\n".join(lines) + "\n"
 
 
-def environment() -> dict[str, Any]:
-    """Hardware and versions."""
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), cpu)
-    packages = ("blocc", "numpy", "scipy", "scikit-learn", "daqp", "optuna", "pandas")
-    return {
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "load_at_start": os.getloadavg()[0],
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-    }
-
-
 def plot_growth(table: pd.DataFrame, path: Path) -> None:
     """Seconds against rows, features and folds."""
     from matplotlib.figure import Figure
@@ -499,7 +482,9 @@ def main(
     warnings.filterwarnings("ignore", message="Liblinear failed to converge")
     directory = Path(out)
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+    (directory / "environment.json").write_text(
+        json.dumps(environment("scikit-learn", "daqp", "optuna", "pandas"), indent=2) + "\n"
+    )
     tables: dict[str, str] = {}
     _warm_up()
 

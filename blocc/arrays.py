@@ -39,6 +39,48 @@ def is_array(value: Any) -> bool:
     return array_api_compat.is_array_api_obj(value) and not isinstance(value, np.generic)
 
 
+def library_of(value: Any) -> str:
+    """Name of an array's library: "torch", "jax", "numpy", "cupy", ..., empty for what is no array."""
+    if not is_array(value):
+        return ""
+    for name in ("torch", "jax"):
+        if getattr(array_api_compat, f"is_{name}_array")(value):
+            return name
+    return type(value).__module__.split(".")[0]
+
+
+def exchanged(value: Any) -> Any:
+    """Array of torch or jax as one of NumPy (on a host) or CuPy (on a CUDA device), on the same memory by DLPack.
+
+    Anything else is returned as it is.
+
+    Raises
+    ------
+    InvalidInputError
+        If it lies on another kind of device.
+    BackendUnavailableError
+        If it lies on a CUDA device and there is no CuPy.
+    """
+    library = library_of(value)
+    if library == "torch":
+        value, kind = value.detach(), value.device.type
+    elif library == "jax":
+        kind = next(iter(value.devices())).platform
+    else:
+        return value
+    if kind == "cpu":
+        return np.from_dlpack(value)
+    if kind in ("cuda", "gpu"):
+        _cupy()
+        import cupy
+
+        return cupy.from_dlpack(value)
+    raise InvalidInputError(
+        f"arrays of {library} on a device of kind {kind!r}: blocc computes on a host or a CUDA device; move x0, y0 and "
+        "data there"
+    )
+
+
 def device_of(array: Array) -> Any:
     """Device of an array."""
     return array_api_compat.device(array)
@@ -77,6 +119,7 @@ def asarray_like(value: Any, like: Array | None) -> Array:
 
 def to_numpy(array: Array) -> np.ndarray[Any, Any]:
     """Copy an array of any library and device to a NumPy array on the host."""
+    array = exchanged(array)
     if isinstance(array, (np.ndarray, np.generic)):
         return np.asarray(array)
     if array_api_compat.is_cupy_array(array):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,10 +22,13 @@ from blocc.arrays import (
     random_normal,
     resolve_backend,
 )
+from blocc.autodiff import Engine, choose
 from blocc.errors import (
     InvalidInputError,
     LowerInfeasibleError,
     LowerNotSolvedError,
+    SolveError,
+    SolveInterrupted,
     UnsupportedModelError,
 )
 from blocc.gradients import Differentiable, Function, check, starting_point
@@ -61,6 +65,8 @@ class FunctionalModel:
         Simple constraints by projection; the whole space by default.
     data : object, optional
         Passed on to every function as its last argument.
+    engine : blocc.autodiff.Engine, optional
+        Calls and differentiates the functions; chosen by the library of x0 and y0.
 
     Raises
     ------
@@ -81,7 +87,10 @@ class FunctionalModel:
         x_set: ConvexSet | None = None,
         y_set: ConvexSet | None = None,
         data: Any = None,
+        engine: Engine | None = None,
     ):
+        if engine is None:
+            engine, (x0, y0) = choose(x0, y0)
         self.x_set: ConvexSet = x_set if x_set is not None else Free()
         self.y_set: ConvexSet = y_set if y_set is not None else Free()
         for name, value in (("x_set", self.x_set), ("y_set", self.y_set)):
@@ -92,14 +101,14 @@ class FunctionalModel:
         x0 = starting_point("x0", x0, None)
         y0 = starting_point("y0", y0, x0)
         self.x_shape = tuple(x0.shape)
-        self.f = Differentiable("f", f, data, scalar=True)
-        self.g = Differentiable("g", g, data, scalar=True)
+        self.f = Differentiable("f", f, data, scalar=True, engine=engine)
+        self.g = Differentiable("g", g, data, scalar=True, engine=engine)
         self.lower_constraints = {
-            name: Differentiable(name, function, data, scalar=False)
+            name: Differentiable(name, function, data, scalar=False, engine=engine)
             for name, function in (("c", c), ("h", h))
             if function is not None
         }
-        self.G = None if G is None else Differentiable("G", G, data, scalar=False)
+        self.G = None if G is None else Differentiable("G", G, data, scalar=False, engine=engine)
         self.y0 = self._project("y0", self.y_set, y0)
         self._validate(self._project("x0", self.x_set, x0))
 
@@ -125,7 +134,7 @@ class FunctionalModel:
         for function in self._functions():
             try:
                 value = function.value(x0, self.y0)
-            except (ValueError, IndexError, TypeError) as error:
+            except (ValueError, IndexError, TypeError, RuntimeError) as error:
                 raise InvalidInputError(
                     f"{function.name}(x, y, data) failed at the start, with x of shape {x0.shape} and y of shape "
                     f"{self.y0.shape}: {error}"
@@ -152,7 +161,7 @@ class FunctionalModel:
                     remedy = (
                         "see blocc.check_gradients"
                         if function.given
-                        else "autograd lost it on the way: write the function with xp = blocc.namespace(x, y)"
+                        else f"{function.engine.name} lost it on the way. {function.engine.advice}"
                     )
                     raise InvalidInputError(f"{comparison.explain()}; {remedy}")
         self._refuse_concave(x0)
@@ -400,13 +409,17 @@ def minimize(
     Parameters
     ----------
     f, g : callable or Function
-        Upper and lower objectives ``f(x, y, data)``, smooth scalars. A plain callable is differentiated by autograd
-        (write it with ``xp = blocc.namespace(x, y)``); pass :class:`blocc.Function` to give the gradient.
-        g must be convex in y, and f + gamma g for the gammas used.
+        Upper and lower objectives ``f(x, y, data)``, smooth scalars, called with arrays of the library of x0 and y0.
+        A plain callable is differentiated by autograd (write it with ``xp = blocc.namespace(x, y)``), or by torch or
+        jax where x0 and y0 are theirs; pass :class:`blocc.Function` to give the gradient. g must be convex in y, and
+        f + gamma g for the gammas used.
     c : callable, Function or None
         Lower-level constraints ``c(x, y, data) <= 0``, an array of any shape, convex in y; they may couple x and y.
     x0, y0 : array_like
-        Starting points of any shape; x0 is projected on ``x_set``. A number is an array with one entry.
+        Starting points of any shape; x0 is projected on ``x_set``. A number is an array with one entry. With torch
+        tensors or jax arrays the solver computes on NumPy (CuPy on a CUDA device) on the same memory, by DLPack, and
+        the result has tensors or jax arrays again. Their precision is the solve's: both libraries make single-precision
+        arrays unless told otherwise.
     data : object
         Passed on to every function as its last argument.
     h : callable or Function, optional
@@ -416,7 +429,7 @@ def minimize(
     x_set, y_set : ConvexSet, optional
         Sets with a cheap projection, such as ``blocc.Box(0, 1)``.
     backend : {"auto", "numpy", "cupy"}
-        Where to compute; "auto" keeps the library and device of x0 and y0.
+        Where to compute; "auto" keeps the device of x0 and y0, and their library unless it is torch or jax.
     gamma : float, optional
         Fix the penalty, as the paper does, instead of raising it in stages.
     method : {"auto", "lbfgsb", "spectral"}
@@ -460,6 +473,7 @@ def minimize(
     >>> print(f"{result.x[0]:.4f} {result.y[0]:.4f} {result.status.name}")
     1.5000 1.5000 STATIONARY
     """
+    engine, (x0, y0) = choose(x0, y0)
     space = resolve_backend(backend, x0, y0)
     anchor = next((a for a in (x0, y0) if is_array(a) and namespace(a) is space), None)
     if anchor is not None and not space.isdtype(anchor.dtype, "real floating"):
@@ -469,16 +483,30 @@ def minimize(
     x0, y0 = starting_point("x0", x0, anchor), starting_point("y0", y0, anchor)
     if tol is None:
         tol = 1e-6 if precision(x0) < 1e-10 else 1e-3
-    model = FunctionalModel(f, g, c, x0, y0, h=h, G=G, x_set=x_set, y_set=y_set, data=data)
-    return homotopy.solve(
-        model,
-        x0,
-        gamma=gamma,
-        method=method,
-        tol=tol,
-        max_iterations=max_iterations,
-        progress=Progress(verbose, callback),
-        on_failure=on_failure,
-        checkpoint=checkpoint,
-        resume=resume,
+    model = FunctionalModel(
+        f, g, c, x0, y0, h=h, G=G, x_set=x_set, y_set=y_set, data=data, engine=engine
     )
+    try:
+        result = homotopy.solve(
+            model,
+            x0,
+            gamma=gamma,
+            method=method,
+            tol=tol,
+            max_iterations=max_iterations,
+            progress=Progress(verbose, callback),
+            on_failure=on_failure,
+            checkpoint=checkpoint,
+            resume=resume,
+        )
+    except (SolveError, SolveInterrupted) as error:
+        if error.result is not None:
+            error.result = _lent(error.result, engine)
+        raise
+    return _lent(result, engine)
+
+
+def _lent(result: Result, engine: Engine) -> Result:
+    """The result with arrays of the functions' library."""
+    duals = {name: engine.lend(dual) for name, dual in result.duals.items()}
+    return replace(result, x=engine.lend(result.x), y=engine.lend(result.y), duals=duals)

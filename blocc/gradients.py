@@ -1,4 +1,4 @@
-"""Where derivatives come from: given by the user, or derived by autograd; and a check of either."""
+"""Where derivatives come from: given by the user, or derived by autograd, torch or jax; and a check of either."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from blocc.arrays import all_finite, asarray_like, device_of, namespace, random_normal
-from blocc.errors import InvalidInputError, require
+from blocc.autodiff import Engine, choose
+from blocc.errors import BloccError, InvalidInputError
 
 Array = Any
 
@@ -70,36 +71,45 @@ class Differentiable:
     name : str
         For error messages.
     function : callable or Function
-        A plain callable is differentiated by autograd.
+        A plain callable is differentiated by the engine.
     data : object
         Passed on as the last argument.
     scalar : bool
         Whether it is an objective (scalar) or a constraint function (array).
+    engine : Engine, optional
+        Calls and differentiates it; autograd by default.
     """
 
     def __init__(
-        self, name: str, function: Callable[..., Any] | Function, data: Any, *, scalar: bool
+        self,
+        name: str,
+        function: Callable[..., Any] | Function,
+        data: Any,
+        *,
+        scalar: bool,
+        engine: Engine | None = None,
     ):
         self.name, self.data, self.scalar = name, data, scalar
+        self.engine = engine or Engine()
         self.given = isinstance(function, Function)
-        self._function = function
-        self._value: Callable[..., Any] = (
-            function.value if isinstance(function, Function) else function
-        )
-        if not callable(self._value):
+        self._plain = function.value if isinstance(function, Function) else function
+        if not callable(self._plain):
             raise InvalidInputError(
                 f"{name} must be callable or a blocc.Function, got {type(function).__name__}"
             )
-        _require_arguments(name, self._value, ("x", "y", "data"))
+        _require_arguments(name, self._plain, ("x", "y", "data"))
+        self._value = self.engine.bind(self._plain, data)
+        self._products: dict[tuple[int, ...], Callable[..., Any]] = {}
         if isinstance(function, Function):
             weights = () if scalar else ("weights",)
             _require_arguments(
                 f"{name}'s gradient", function.gradient, ("x", "y", *weights, "data")
             )
+            self._gradient = self.engine.bind(function.gradient, data)
 
     def value(self, x: Array, y: Array) -> Array:
         """Value at (x, y): a 0-d array for an objective, an array for constraints."""
-        value = self._value(x, y, self.data)
+        value = self._value(x, y)
         if isinstance(value, (int, float)):
             xp = namespace(y)
             value = xp.asarray(value, dtype=y.dtype, device=device_of(y))
@@ -119,38 +129,30 @@ class Differentiable:
 
     def pullback(self, x: Array, y: Array, weights: Array | None = None) -> tuple[Array, Array]:
         """(d/dx, d/dy) of an objective, or the weighted sum of the constraint gradients."""
-        if isinstance(self._function, Function):
-            if self.scalar:
-                return self._function.gradient(x, y, self.data)
-            return self._function.gradient(x, y, weights, self.data)
-        both: tuple[Array, Array] = self._derived(x, y, weights, (0, 1))
-        return both
+        if self.given:
+            both = self._gradient(x, y) if self.scalar else self._gradient(x, y, weights)
+        else:
+            both = self._derived(x, y, weights, (0, 1))
+        return both  # type: ignore[no-any-return]
 
     def pullback_y(self, x: Array, y: Array, weights: Array | None = None) -> Array:
         """The y part of :meth:`pullback`, without the work for x where the engine allows."""
-        if isinstance(self._function, Function):
+        if self.given:
             return self.pullback(x, y, weights)[1]
-        return self._derived(x, y, weights, 1)
+        return self._derived(x, y, weights, (1,))[0]
 
-    def _derived(self, x: Array, y: Array, weights: Array | None, arguments: Any) -> Any:
-        core = require("autograd.core", "autograd", f"deriving the gradient of {self.name}")
-        from autograd.differential_operators import make_vjp
-
+    def _derived(self, x: Array, y: Array, weights: Array | None, wanted: tuple[int, ...]) -> Any:
         try:
-            vjp, value = make_vjp(self._value, arguments)(x, y, self.data)
-        except (TypeError, AttributeError, ValueError) as error:
+            if wanted not in self._products:
+                self._products[wanted] = self.engine.vjp(self.name, self._plain, self.data, wanted)
+            return self._products[wanted](x, y, weights)
+        except BloccError:
+            raise
+        except (TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise InvalidInputError(
-                f"{self.name} could not be differentiated by autograd ({error}). Write it with "
-                "xp = blocc.namespace(x, y) or autograd.numpy instead of numpy, or give its gradient with "
-                "blocc.Function(value, gradient)"
+                f"{self.name} could not be differentiated by {self.engine.name} ({error}). {self.engine.advice}, or "
+                "give its gradient with blocc.Function(value, gradient)"
             ) from error
-        if weights is None:
-            weights = core.vspace(value).ones()
-        return vjp(
-            weights
-            if getattr(value, "shape", ()) == getattr(weights, "shape", ())
-            else weights.reshape(value.shape)
-        )
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,7 @@ def check_gradients(
     function : callable or Function
         As passed to :func:`blocc.minimize`.
     x, y : array
-        Where to check; a point inside the domain, away from kinks.
+        Where to check; a point inside the domain, away from kinks. Their library is what the function is called with.
     data : object, optional
         Passed on to the function.
     name : str
@@ -259,6 +261,7 @@ def check_gradients(
     list of GradientCheck
         One entry for x and one for y; ``all(c.ok for c in ...)`` if right.
     """
+    engine, (x, y) = choose(x, y)
     x, y = starting_point("x", x, None), starting_point("y", y, None)
     evaluate = function.value if isinstance(function, Function) else function
     if not callable(evaluate):
@@ -266,8 +269,10 @@ def check_gradients(
             f"{name} must be callable or a blocc.Function, got {type(function).__name__}"
         )
     _require_arguments(name, evaluate, ("x", "y", "data"))
-    scalar = getattr(evaluate(x, y, data), "shape", ()) == ()
-    return check(Differentiable(name, function, data, scalar=scalar), x, y, seed=seed)
+    scalar = getattr(engine.bind(evaluate, data)(x, y), "shape", ()) == ()
+    return check(
+        Differentiable(name, function, data, scalar=scalar, engine=engine), x, y, seed=seed
+    )
 
 
 def starting_point(name: str, value: Any, like: Array | None) -> Array:

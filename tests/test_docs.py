@@ -18,6 +18,7 @@ BLOCK = re.compile(r"^```pycon\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"[-+]?(?:\d+\.\d*|\d*\.\d+|\d+)(?:e[-+]?\d+)?", re.IGNORECASE)
 EXTRAS = {
     "equilibrium.md": ("numba", "networkx", "pandas"),
+    "gpu.md": ("jax",),
     "transport.md": ("numba", "networkx", "pandas", "matplotlib"),
     "troubleshooting.md": ("numba",),
 }

@@ -105,3 +105,34 @@ def test_result_saves_from_the_device(xp, tmp_path):
     result = problems.minimize(xp, gamma=10.0)
     loaded = blocc.Result.load(result.save(tmp_path / "result.npz"))
     np.testing.assert_array_equal(loaded.x, to_numpy(result.x))
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+def test_functions_in_torch_or_jax_agree_with_numpy(xp, library):
+    module = pytest.importorskip(library, reason=f"{library} is not installed")
+    if library == "torch":
+        if not module.cuda.is_available():
+            pytest.skip("this torch has no CUDA")
+        make = lambda values: module.asarray(values, dtype=module.float64, device="cuda")  # noqa: E731
+        total = module.sum
+    else:
+        if module.default_backend() != "gpu":
+            pytest.skip("this jax has no CUDA")
+        module.config.update("jax_enable_x64", True)
+        make, total = module.numpy.asarray, module.numpy.sum
+
+    def minimize(make, total):
+        return blocc.minimize(
+            lambda x, y, d: total((x - d["a"]) ** 2) + total((y - d["b"]) ** 2),
+            lambda x, y, d: total(0.5 * d["q"] * y * y - (d["B"] @ x) * y),
+            lambda x, y, d: d["A"] @ y + d["C"] @ x - d["d"],
+            make(problems.X0),
+            make(problems.Y0),
+            data={key: make(value) for key, value in problems.INPUTS.items()},
+            x_set=blocc.Box(-2.0, 2.0),
+        )
+
+    there, here = minimize(make, total), minimize(np.asarray, np.sum)
+    assert type(there.x) is type(make([0.0]))
+    np.testing.assert_allclose(to_numpy(there.x), here.x, atol=1e-6)
+    np.testing.assert_allclose(to_numpy(there.y), here.y, atol=1e-6)

@@ -26,10 +26,13 @@ class Engine:
         What differentiates.
     advice : str
         How to write a function that it can differentiate.
+    failures : tuple of exception types
+        What it raises on a function that it cannot.
     """
 
     name = "autograd"
     advice = "Write it with xp = blocc.namespace(x, y) or autograd.numpy instead of numpy"
+    failures: tuple[type[Exception], ...] = (TypeError, AttributeError, ValueError)
 
     def lend(self, array: Array) -> Array:
         """One of the solver's arrays, as functions get it."""
@@ -67,6 +70,7 @@ class Torch(Engine):
 
     name = "torch"
     advice = "Write it with torch operations on x and y (no .item(), .numpy() or .detach())"
+    failures = (*Engine.failures, RuntimeError)
 
     def __init__(self) -> None:
         self.torch = importlib.import_module("torch")

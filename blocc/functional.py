@@ -134,7 +134,7 @@ class FunctionalModel:
         for function in self._functions():
             try:
                 value = function.value(x0, self.y0)
-            except (ValueError, IndexError, TypeError, RuntimeError) as error:
+            except (ValueError, IndexError, TypeError) as error:
                 raise InvalidInputError(
                     f"{function.name}(x, y, data) failed at the start, with x of shape {x0.shape} and y of shape "
                     f"{self.y0.shape}: {error}"

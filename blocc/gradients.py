@@ -148,7 +148,7 @@ class Differentiable:
             return self._products[wanted](x, y, weights)
         except BloccError:
             raise
-        except (TypeError, AttributeError, ValueError, RuntimeError) as error:
+        except self.engine.failures as error:
             raise InvalidInputError(
                 f"{self.name} could not be differentiated by {self.engine.name} ({error}). {self.engine.advice}, or "
                 "give its gradient with blocc.Function(value, gradient)"

@@ -311,13 +311,13 @@ class ConicProgram:
             self._solver = clarabel.DefaultSolver(P, self.q, A, self.b, self._cones, settings)
         solution = self._solver.solve()
         status = str(solution.status)
-        if "PrimalInfeasible" in status:
+        if status == "PrimalInfeasible":  # and not AlmostPrimalInfeasible, which proves nothing
             error = LowerInfeasibleError(
                 "no point satisfies the constraints (Clarabel's certificate)"
             )
             error.ray = np.asarray(solution.z)
             raise error
-        if "DualInfeasible" in status:
+        if status == "DualInfeasible":
             raise LowerUnboundedError("the objective is unbounded below (Clarabel's certificate)")
         z, dual = np.asarray(solution.x), np.asarray(solution.z)
         if not (np.abs(z).max(initial=0.0) < INFINITE and np.abs(dual).max(initial=0.0) < INFINITE):

@@ -195,7 +195,8 @@ def _sign(expression: Any) -> dict[str, bool]:
     """Sign of an expression, by CVXPY's analysis or by interval arithmetic on the bounds of its variables."""
     low = high = np.nan
     if not (expression.is_nonneg() or expression.is_nonpos()) and hasattr(expression, "get_bounds"):
-        bounds = expression.get_bounds()
+        with np.errstate(invalid="ignore"):  # 0 * inf where a variable has no bound
+            bounds = expression.get_bounds()
         low, high = np.min(bounds[0]), np.max(bounds[1])
     if expression.is_nonneg() or low >= 0:
         return {"nonneg": True}
@@ -955,7 +956,7 @@ class BilevelProblem:
         if isinstance(self._relaxation, QuadraticProgram):
             found = self._relaxation.solve(np.zeros(0))
             if found is not None:
-                z, value, gap = found[0].z, found[1], found[3]
+                z, value, gap = self._relaxation.user_units(found[0]).z, found[1], found[3]
                 bound = value - gap * (1.0 + abs(value))
                 return Relaxation(x=z[: self.n_upper], y=z[self.n_upper :], bound=bound)
             self._relaxation = None
@@ -1136,12 +1137,13 @@ class BilevelProblem:
                 with progress.timed("branch and bound"):
                     point, bound = branch_and_bound(self, point, bound, max(tol, 1e-3), progress)
         except KeyboardInterrupt as signal:
-            point = point or method.best
+            if point is None and method.best is not None:
+                point = method.in_user_units(method.best)
             if point is None:
                 raise
             interrupt = signal
         with progress.timed("certificate"):
-            certificate, saddle, objective = self._certificate(method, point, bound, tol)
+            certificate, saddle, objective = self._certificate(point, bound, tol)
         if interrupt is not None:
             status = Status.INTERRUPTED
         elif certificate.optimal(max(tol, 1e-3) if global_ else tol):
@@ -1244,12 +1246,13 @@ class BilevelProblem:
         if self.expression is None:
             return None
         if hasattr(self.expression, "get_bounds"):
-            least = float(np.max(np.asarray(self.expression.get_bounds()[0])))
+            with np.errstate(invalid="ignore"):  # 0 * inf where a variable has no bound
+                least = float(np.max(np.asarray(self.expression.get_bounds()[0])))
             return least if np.isfinite(least) else None
         return 0.0 if self.expression.is_nonneg() else None
 
     def _certificate(
-        self, method: Joint, point: JointPoint, bound: float | None, tol: float
+        self, point: JointPoint, bound: float | None, tol: float
     ) -> tuple[Certificate, Saddle, float]:
         """Every residual afresh: the lower level is solved again at x, cold."""
         x, y = point.x, point.y
@@ -1258,11 +1261,16 @@ class BilevelProblem:
         chosen = self.residuals(x, y, saddle.duals)
         proven = max(own.bound, saddle.value - saddle.gap * (1.0 + abs(saddle.value)))
         objective = self.upper(x, y)
+        # in the units of the answer, whatever the start was; cold, like all else here
+        method = Joint(self, x, y)
+        own_units = method.in_user_units(point, back=True)
         # at a kink the penalised optimum lies O(1/gamma) from the true one: look closer where it shows
         for gamma in (LOCAL[-1], *FINAL):
-            stationarity = method.stationarity(point, gamma)
+            stationarity = method.stationarity(own_units, gamma)
             if stationarity <= 0.1 * tol:
                 break
+        # a run that stalls finds no decrease: the response itself has the last word
+        stationarity = max(stationarity, method.probe(own_units)[1])
         return (
             Certificate(
                 lower_gap=(chosen.objective - proven) / (1.0 + abs(chosen.objective)),
@@ -1270,7 +1278,7 @@ class BilevelProblem:
                 dual_infeasibility=own.dual_infeasibility,
                 complementarity=own.complementarity,
                 stationarity=stationarity,
-                gamma=gamma,
+                gamma=gamma * method.model.upper_unit / method.model.lower_unit,
                 response_objective=self.upper(x, saddle.y),
                 response_violation=self.upper_violation(x, saddle.y),
                 penalized_objective=objective,
@@ -1395,11 +1403,12 @@ class _Kept:
         """Take up the state of a checkpoint, and write one after every run."""
         if self.state:
             method.done = self.state["done"]
-            method.best = JointPoint(**self.state["best"]) if self.state["best"] else None
+            best = self.state["best"]
+            method.best = method.in_user_units(JointPoint(**best), back=True) if best else None
             progress.resume(self.state["records"])
 
         def save() -> None:
-            best = asdict(method.best) if method.best is not None else {}
+            best = {} if method.best is None else asdict(method.in_user_units(method.best))
             arrays = {name: best.pop(name) for name in ("x", "y") if best}
             meta = {
                 "format": self.FORMAT,

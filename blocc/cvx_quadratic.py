@@ -11,7 +11,7 @@ quadratic program in (x, y) where f is quadratic as well.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from blocc.conic_dense import INFINITE, Matrix, QuadraticAnswer, Vector, solve_o
 from blocc.cvx_functions import Functions
 from blocc.errors import LowerInfeasibleError
 from blocc.model import Saddle
+from blocc.scaling import equilibrate, powers_of_two, steepest
 
 #: Largest number of rows times columns for which dense linear algebra is used.
 DENSE_LIMIT = 40_000
@@ -98,21 +99,37 @@ class QuadraticProgram:
         self.constant, slope, hessian = objective
         k, self.inequalities = held, len(inequality[0])
         offset, rows = (np.concatenate(pair) for pair in zip(inequality, equality, strict=True))
-        self._offset, self._given, self._rows = offset, rows[:, :k].copy(), rows[:, k:].copy()
+        # the solver's tolerances are absolute: columns, rows and the objective in units in which all are of order one
+        curved = hessian[k:, k:]
+        column, row = equilibrate(rows[:, k:], ((slope[k:], curved),))
+        self._column, row = powers_of_two(column), powers_of_two(row)
+        unit = self._unit = powers_of_two(np.asarray(steepest(slope[k:], curved, self._column)))
+        self._factors = np.concatenate([unit / self._column, unit * row])  # of the multipliers
+        column = np.concatenate([np.ones(k), self._column])
+        rows, hessian = row[:, None] * rows * column, hessian * column * column[:, None] / unit
+        slope = slope * column / unit
+        self._offset, self._given, self._rows = row * offset, rows[:, :k].copy(), rows[:, k:].copy()
         self._slope_x, self._slope = slope[:k].copy(), slope[k:].copy()
         self._hessian_x, self._cross = hessian[:k, :k].copy(), hessian[:k, k:].copy()
         self._hessian = hessian[k:, k:].copy()
-        self._low = np.maximum(bounds[0][k:], -INFINITE)
-        self._high = np.minimum(bounds[1][k:], INFINITE)
+        self._low = np.maximum(bounds[0][k:] / self._column, -INFINITE)
+        self._high = np.minimum(bounds[1][k:] / self._column, INFINITE)
         self._none = np.full(self.inequalities, -INFINITE)
+
+    def user_units(self, answer: QuadraticAnswer) -> QuadraticAnswer:
+        """An answer of :meth:`solve` in the units that the program came in."""
+        return replace(answer, z=answer.z * self._column, dual=answer.dual * self._factors)
 
     def solve(self, x: Vector) -> tuple[QuadraticAnswer, float, Vector, float, float] | None:
         """Answer, value, gradient of the value in x, relative gap and violation; None where it is not sharp.
+
+        The answer is in the program's own units, see :meth:`user_units`.
 
         Raises
         ------
         LowerInfeasibleError
         """
+        unit = self._unit
         right = -(self._offset + self._given @ x)
         q = self._slope + x @ self._cross
         m, n = self.inequalities, len(q)
@@ -129,14 +146,15 @@ class QuadraticProgram:
         bent, rows = self._hessian @ y, dual[n:]
         bent_x = self._hessian_x @ x
         value = float(
-            self.constant + self._slope_x @ x + 0.5 * (x @ bent_x) + q @ y + 0.5 * (y @ bent)
+            self.constant
+            + unit * (self._slope_x @ x + 0.5 * (x @ bent_x) + q @ y + 0.5 * (y @ bent))
         )
-        gradient = self._slope_x + bent_x + self._cross @ y + rows @ self._given
+        gradient = unit * (self._slope_x + bent_x + self._cross @ y + rows @ self._given)
         left = bent + q + rows @ self._rows + dual[:n]
         residual = self._rows @ y - right
         bound = np.where(dual[:n] > 0, y - self._high, y - self._low)
         slackness = np.abs(dual[:n] @ np.where(dual[:n] != 0, bound, 0.0)) + np.abs(rows @ residual)
-        gap = float(slackness + np.abs(left) @ np.abs(y)) / (1.0 + abs(value))
+        gap = float(unit * (slackness + np.abs(left) @ np.abs(y))) / (1.0 + abs(value))
         residual[:m] = np.maximum(residual[:m], 0.0)
         outside = max(
             float(np.max(np.abs(residual) / (1.0 + np.abs(right)), initial=0.0)),
@@ -174,7 +192,7 @@ class QuadraticProgram:
             return None
         if not np.abs(moved).max(initial=0.0) < 1e8:
             return None
-        return np.asarray(self._hessian_x + cross.T @ moved)
+        return np.asarray(self._unit * (self._hessian_x + cross.T @ moved))
 
 
 class QuadraticLower:
@@ -210,6 +228,7 @@ class QuadraticLower:
             return None
         answer, value, gradient, gap, violation = found
         self._last = x, answer
+        answer = self.program.user_units(answer)
         return Saddle(
             y=answer.z,
             duals=self._duals(answer.dual),

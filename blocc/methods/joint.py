@@ -26,6 +26,7 @@ from blocc.conic_dense import INFINITE, Vector, solve_dense_qp
 from blocc.errors import InvalidInputError, LowerLevelError, UnsupportedModelError
 from blocc.model import HasRelaxation, Saddle
 from blocc.progress import Progress
+from blocc.scaling import Scaled
 
 RISING = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)  # from the relaxation
 SHORT = (10.0, 1e3, 1e5)  # from x0
@@ -57,6 +58,8 @@ _FRACTIONS = tuple(1.35**-k for k in range(20, -1, -1))  # of the range of x_i, 
 _WIDE = 3  # upper variables from which on axes through one point are a small part of the range
 _SCANNED = 4  # local minima of a scan from which to run, beside better points
 _ROUNDS = 10  # of scans
+_MOVE = 1e-3  # relative, of a probe
+_PROBES = 20  # at most so many random directions, and as many along axes
 _SOLVED = 1e-7  # gap and violation above which an answer is ranked by these alone
 _ROUNDING = 1e-12  # gap and violation that cost an answer nothing
 _TIGHT = 1e-9  # what a response may violate, and an answer that attains the bound
@@ -183,7 +186,7 @@ class _Merit:
     Subclasses replace the objective by one that needs no lower level.
     """
 
-    def __init__(self, model: HasDerivatives, nx: int, bounds: tuple[Vector, Vector]) -> None:
+    def __init__(self, model: Scaled, nx: int, bounds: tuple[Vector, Vector]) -> None:
         self.model, self.nx, self.bounds = model, nx, bounds
         self.gamma = 0.0
         self.memory: list[tuple[float, Vector, Vector]] = []  # of v: value, gradient, x
@@ -226,9 +229,7 @@ class _Merit:
         if self.gamma > 0:
             x = here.v[:n]
             if self._bent is None or not np.array_equal(x, self._bent):
-                bend = None
-                if isinstance(self.model, HasValueHessian):
-                    bend = self.model.value_hessian(x)
+                bend = self.model.value_hessian(x)
                 if bend is None:
                     bend = np.array([self._value_curvature(here, k) for k in range(n)])
                 self._bent, self.bend = x, 0.5 * (bend + bend.T)
@@ -644,7 +645,7 @@ class Joint:
         tol: float = 1e-6,
         progress: Progress | None = None,
     ) -> None:
-        self.model, self.nx, self.bound, self.tol = model, len(x0), bound, tol
+        self.nx, self.tol = len(x0), tol
         self.progress = progress if progress is not None else Progress()
         lower, upper = model.bounds
         x0 = np.clip(x0, lower[: self.nx], upper[: self.nx])
@@ -653,8 +654,11 @@ class Joint:
                 y0 = np.asarray(model.lower(x0, tol=_LOWER_TOL).y)
             except LowerLevelError:
                 y0 = np.zeros(len(lower) - self.nx)
-        self.start = np.clip(np.concatenate([x0, y0]), lower, upper)
-        self.merit = _Merit(model, self.nx, model.bounds)
+        y0 = np.clip(y0, lower[self.nx :], upper[self.nx :])
+        self.model = Scaled(model, x0, y0)
+        self.start = np.concatenate([x0 / self.model.x_unit, y0 / self.model.y_unit])
+        self.bound = None if bound is None else bound / self.model.upper_unit
+        self.merit = _Merit(self.model, self.nx, self.model.bounds)
         self.best: JointPoint | None = None
         self.done = 0
         self.after_run: Callable[[], None] | None = None
@@ -705,7 +709,21 @@ class Joint:
         if self.best is not None:
             self.climb(np.concatenate([self.best.x, self.best.y]), FINAL)
         self.refine()
-        return self.best
+        for _ in range(_ROUNDS):
+            found = None if self.best is None or self.attained else self.probe(self.best)[0]
+            if found is None or not found.better(self.best):
+                break
+            self.best = found
+            self.climb(np.concatenate([found.x, found.y]), (*LOCAL, *FINAL))
+            self.refine()
+        return None if self.best is None else self.in_user_units(self.best)
+
+    def in_user_units(self, point: JointPoint, back: bool = False) -> JointPoint:
+        """A point of this method in the model's own units, or ``back`` from there."""
+        x, y, f = self.model.x_unit, self.model.y_unit, self.model.upper_unit
+        if back:
+            x, y, f = 1.0 / x, 1.0 / y, 1.0 / f
+        return replace(point, x=point.x * x, y=point.y * y, objective=point.objective * f)
 
     def _finished_run(self) -> None:
         self.done += 1
@@ -717,7 +735,7 @@ class Joint:
         """Whether the best point attains the bound."""
         if self.bound is None or self.best is None or self.best.error > _TIGHT:
             return False
-        return self.best.objective - self.bound <= 0.1 * self.tol * (1.0 + abs(self.bound))
+        return bool(self.best.objective - self.bound <= 0.1 * self.tol * (1.0 + abs(self.bound)))
 
     # ---------------------------------------------------------------------------------------- starts
     def feasible(self, v: Vector) -> Vector:
@@ -803,12 +821,13 @@ class Joint:
             if gamma >= 1e3 or _stayed(region, v, reached.v):
                 v = reached.v
             penalty = gamma * (reached.data.lower - reached.value)
+            unit = self.model.upper_unit
             self.progress.row(
                 method="joint",
-                gamma=gamma,
-                penalized=reached.phi,
-                response=reached.phi - penalty,
-                penalty=penalty,
+                gamma=gamma * unit / self.model.lower_unit,
+                penalized=unit * reached.phi,
+                response=unit * (reached.phi - penalty),
+                penalty=unit * penalty,
                 stationarity=0.0 if region.converged else np.nan,
             )
         self._judge(v)
@@ -934,6 +953,40 @@ class Joint:
                         self.best, moved = point, True
             least = 1e-10 if moved else least  # the runs had not reached the end
             step *= 2.0 if moved else 0.1
+
+    def probe(self, point: JointPoint) -> tuple[JointPoint | None, float]:
+        """Look for descent of the response a little way from a point, along the axes and in random directions.
+
+        It asks the lower level alone, so that it also shows descent where the trust region stalls.
+
+        Returns
+        -------
+        JointPoint or None
+            The best point found, None where none lies below.
+        float
+            The largest relative decrease that a tenth of the move bears out; what does not shrink with the move is a
+            jump, and no slope.
+        """
+        n, found, left = self.nx, None, 0.0
+        random = np.random.default_rng(0).standard_normal((min(2 * n + 2, _PROBES), n))
+        axes = np.eye(n)[: _PROBES // 2]
+        moves = np.vstack([axes, -axes, random / np.abs(random).max(axis=1, keepdims=True)])
+        bounds = [bound[:n] for bound in self.model.bounds]
+        scale = 1.0 + abs(point.objective)
+        for move in moves * (_MOVE * (1.0 + np.abs(point.x).max())):
+            far = self.response(np.clip(point.x + move, *bounds))
+            if far is None or not far.objective < point.objective - _PASSING * scale:
+                continue
+            near = self.response(np.clip(point.x + 0.1 * move, *bounds))
+            fall = (point.objective - far.objective) / scale
+            if (
+                near is not None
+                and 0.03 * fall < (point.objective - near.objective) / scale < 0.3 * fall
+            ):
+                left = max(left, fall)
+            if far.better(found or point):
+                found = far
+        return found, left
 
     def stationarity(self, point: JointPoint, gamma: float = LOCAL[-1]) -> float:
         """Relative decrease of ``f + gamma (g - v)`` that a run from the point still finds.

@@ -11,6 +11,7 @@ import threading
 import numpy as np
 import pytest
 
+from blocc.errors import LowerInfeasibleError
 from tests.robust import oracle, programs, trial
 
 ROUND = len(programs.FAMILIES)
@@ -77,6 +78,22 @@ def test_the_oracle_refutes_stationarity_where_there_is_descent():
             assert oracle.refute(program, claim) == "descent"
             return
     pytest.fail("no other x has a response")
+
+
+def test_the_oracle_proves_infeasibility_where_it_holds_and_nowhere_else():
+    assert oracle.proven_infeasible(programs.program(13))  # infeasible by construction
+    assert oracle.proven_infeasible(programs.program(1191))  # a row's opposite against the others
+    for seed in (0, 4, 6, 7, 9, 10):
+        assert not oracle.proven_infeasible(programs.program(seed))
+
+
+def test_a_refusal_of_a_feasible_program_is_a_false_claim(monkeypatch):
+    def refused(*_, **__):
+        raise LowerInfeasibleError("no point")
+
+    monkeypatch.setattr(trial, "solve", refused)
+    outcome = trial.attempt(programs.program(0), "cvxpy")
+    assert outcome.false == "called infeasible, and is not"
 
 
 # ---- side by side -------------------------------------------------------------------------------------------------

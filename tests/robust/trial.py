@@ -24,8 +24,8 @@ class OutOfTime(BaseException):
 class Outcome:
     """What came of one program.
 
-    ``word`` is the status's name, an error's class, ``"out of time"`` or ``"crash: ..."``. ``false`` says what is
-    wrong with the claim, where something is.
+    ``word`` is the status's name, an error's class, ``"infeasible, proven"`` where exact arithmetic bears the refusal
+    out, ``"out of time"`` or ``"crash: ..."``. ``false`` says what is wrong with the claim, where something is.
     """
 
     seed: int
@@ -76,6 +76,13 @@ def attempt(program: Program, form: str, limit: float = 30.0) -> Outcome:
         signal.signal(signal.SIGPROF, before)
     seconds = time.process_time() - began
     false = None
+    if word == "LowerInfeasibleError":
+        if oracle.proven_infeasible(program):
+            word = "infeasible, proven"
+        else:
+            x = oracle.feasible_x(program)
+            if x is not None and oracle.respond(program, x) is not None:
+                false = "called infeasible, and is not"
     if result is not None:
         false = oracle.refute(program, oracle.claim(result))
         if result.success and program.family in HOPELESS:

@@ -246,7 +246,7 @@ def redundant(random: np.random.Generator, n: int, m: int) -> Program:
 
 
 def flat(random: np.random.Generator, n: int, m: int) -> Program:
-    """A lower feasible set with an empty interior at every x: a row and its opposite, which can contradict other rows."""
+    """An empty interior at every x: a row and its opposite, which can contradict other rows (the oracle proves it)."""
     program = base(random, n, m)
     A = np.vstack([program.A, -program.A[:1]])
     B = np.vstack([program.B, -program.B[:1]])

@@ -3,12 +3,15 @@
     python benchmarks/first_order.py [--families chain,blocks,flow] [--sizes 1000,10000] [--solvers blocc,osqp]
                                      [--targets 1e-4,1e-6] [--limit 60] [--seed 0] [--out DIR]
 
-Every problem is ``min 1/2 y'Qy + q'y`` over ``lower <= y <= upper``, ``A y <= b``, ``E y = e``:
+Every problem is ``min 1/2 y'Qy + q'y + w'(y log y + (1 - y) log(1 - y))`` over ``lower <= y <= upper``, ``A y <= b``,
+``E y = e``, with entropies (w > 0) in the last family alone:
 
 * *chain*: neighbours are coupled by the objective and by ``y_i + y_(i+1) <= d_i``; factorises without fill-in.
 * *blocks*: 10 shares a block that sum to 1, and a capacity for every 20 shares, drawn at random; separable objective.
 * *flow*: many origins route trips through one grid of streets, their total flow on each street has a capacity, and
   demand falls with its shadow cost (quadratic in the shares): the transit lower level with linear demand.
+* *entropy*: the same with logit demand, shares between 1e-6 and 1 - 1e-6: the transit lower level as it is. QP solvers
+  cannot take it; conic ones get two exponential cones a share.
 
 A solver counts as done when **our** measure of its answer, :func:`residual`, meets the target: the largest relative
 error of the KKT system in the projected form that needs the row multipliers alone. As every solver stops on a test of
@@ -28,6 +31,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +46,7 @@ Array = Any
 
 @dataclass(frozen=True)
 class Problem:
-    """``min 1/2 y'Qy + q'y`` over a box with inequality rows A, b and equality rows E, e."""
+    """``min 1/2 y'Qy + q'y`` over a box with inequality rows A, b and equality rows E, e; and entropies, weighted."""
 
     Q: Any
     q: Array
@@ -52,10 +56,30 @@ class Problem:
     e: Array
     lower: Array
     upper: Array
+    entropy: Array | None = None
 
     @property
     def rows(self) -> Any:
         return sparse.vstack([self.A, self.E], format="csr")
+
+    @cached_property
+    def curved(self) -> Array:
+        """Entries with an entropy."""
+        return np.flatnonzero([] if self.entropy is None else self.entropy)
+
+    def value(self, y: Array) -> Any:
+        total = 0.5 * (y @ (self.Q @ y)) + self.q @ y
+        if self.entropy is not None:
+            s, w = y[self.curved], self.entropy[self.curved]
+            total = total + w @ (s * np.log(s) + (1.0 - s) * np.log1p(-s))
+        return total
+
+    def slope(self, y: Array) -> Array:
+        slope = self.Q @ y + self.q
+        if self.entropy is not None:
+            s, w = y[self.curved], self.entropy[self.curved]
+            slope[self.curved] += w * (np.log(s) - np.log1p(-s))
+        return slope
 
 
 def chain(n: int, seed: int) -> Problem:
@@ -95,7 +119,7 @@ def blocks(n: int, seed: int) -> Problem:
     )
 
 
-def flow(n: int, seed: int) -> Problem:
+def flow(n: int, seed: int, entropic: bool = False) -> Problem:
     """Side of the grid and number of origins grow together until flows and shares make n variables."""
     random = np.random.default_rng(seed)
     side = max(3, round((n / 5) ** 0.25))
@@ -134,6 +158,16 @@ def flow(n: int, seed: int) -> Problem:
     ).ravel()
     total = float(trips.sum())
     capacity = random.uniform(0.3, 1.2, links) * total * 0.7 * side / links
+    entropy, lower = None, np.zeros(width * k)
+    if entropic:
+        # worth about as much as the way to it takes, so that shares lie between .05 and .95 without capacities
+        row, column = np.divmod(np.arange(nodes), side)
+        away = np.abs(row[origins][:, None] - row) + np.abs(column[origins][:, None] - column)
+        value = away + random.uniform(-3.0, 3.0, (k, nodes))
+        linear = np.concatenate([np.tile(time_on, (k, 1)), -trips * value], axis=1).ravel()
+        entropy, slope = 0.5 * slope, 0.0 * slope
+        shares = entropy > 0
+        lower[shares], upper[shares] = 1e-6, 1.0 - 1e-6
     return Problem(
         Q=sparse.diags_array(slope).tocsr(),
         q=linear,
@@ -141,8 +175,9 @@ def flow(n: int, seed: int) -> Problem:
         b=capacity,
         E=sparse.block_diag(balances, format="csr"),
         e=np.zeros(k * (nodes - 1)),
-        lower=np.zeros(width * k),
+        lower=lower,
         upper=upper,
+        entropy=entropy,
     )
 
 
@@ -150,6 +185,7 @@ FAMILIES: dict[str, Callable[[int, int], Problem]] = {
     "chain": chain,
     "blocks": blocks,
     "flow": flow,
+    "entropy": partial(flow, entropic=True),
 }
 
 
@@ -158,7 +194,7 @@ def saddle(problem: Problem) -> Any:
     from blocc.maxmin import Constraint, SaddleProblem
     from blocc.sets import Box
 
-    Q, q, A, E = problem.Q, problem.q, problem.A, problem.E
+    A, E = problem.A, problem.E
     A_T, E_T = A.T.tocsr(), E.T.tocsr()
     constraints = {}
     if len(problem.b):
@@ -166,8 +202,8 @@ def saddle(problem: Problem) -> Any:
     if len(problem.e):
         constraints["h"] = Constraint(lambda y: E @ y - problem.e, lambda y, dual: E_T @ dual, True)
     return SaddleProblem(
-        lambda y: 0.5 * (y @ (Q @ y)) + q @ y,
-        lambda y: Q @ y + q,
+        problem.value,
+        problem.slope,
         constraints,
         Box(problem.lower, problem.upper),
     )
@@ -186,12 +222,12 @@ def residual(problem: Problem, y: Array, dual: Array) -> float:
     dual = np.concatenate([np.maximum(dual[:m], 0.0), dual[m:]])
     values = problem.rows @ y - np.concatenate([problem.b, problem.e])
     natural = np.concatenate([dual[:m] - np.maximum(dual[:m] + values[:m], 0.0), values[m:]])
-    gradient = problem.Q @ y + problem.q + problem.rows.T @ dual
+    gradient = problem.slope(y) + problem.rows.T @ dual
     projected = y - np.clip(y - gradient, problem.lower, problem.upper)
     bound = np.where(gradient > 0, problem.lower, problem.upper)
     bounded = np.isfinite(bound)
     gap = float(gradient[bounded] @ (y - bound)[bounded]) - float(dual @ values)
-    objective = float(0.5 * (y @ (problem.Q @ y)) + problem.q @ y)
+    objective = float(problem.value(y))
     return max(
         float(np.abs(natural).max(initial=0.0)) / (1 + float(np.abs(y).max())),
         float(np.abs(projected).max()) / (1 + float(np.abs(dual).max(initial=0.0))),
@@ -241,6 +277,39 @@ def _cones(problem: Problem) -> tuple[Any, Array]:
     return sparse.csc_matrix(M), np.concatenate(v)
 
 
+def _conic(problem: Problem) -> tuple[Any, Array, Any, Array, int]:
+    """P, c, M, v of a conic solver, and its number of exponential cones: two for every entropy, below the other rows.
+
+    An epigraph variable for each, objective ``w't``: ``(-t, s, 1)`` in the cone says ``s log s <= t``.
+    """
+    M, v = _cones(problem)
+    P, c = sparse.csc_matrix(sparse.triu(problem.Q)), problem.q
+    where = problem.curved
+    n, k = len(c), len(where)
+    if not k:
+        return P, c, M, v, 0
+    triples = 3 * np.arange(2 * k)
+    columns = np.concatenate([where, where])
+    signs = np.concatenate([-np.ones(k), np.ones(k)])  # s, then 1 - s
+    cones = sparse.csc_matrix(
+        (
+            np.concatenate([np.ones(2 * k), signs]),
+            (
+                np.concatenate([triples, triples + 1]),
+                np.concatenate([n + np.arange(2 * k), columns]),
+            ),
+        ),
+        shape=(6 * k, n + 2 * k),
+    )
+    right = np.zeros(6 * k)
+    right[triples + 2] = 1.0
+    right[triples[k:] + 1] = 1.0
+    M = sparse.vstack([sparse.hstack([M, sparse.csc_matrix((len(v), 2 * k))]), cones])
+    P = sparse.block_diag([P, sparse.csc_matrix((2 * k, 2 * k))], format="csc")
+    w = problem.entropy[where]
+    return P, np.concatenate([c, w, w]), sparse.csc_matrix(M), np.concatenate([v, right]), 2 * k
+
+
 def _rows_of(problem: Problem, z: Array) -> Array:
     p, m = len(problem.e), len(problem.b)
     return np.concatenate([z[p : p + m], z[:p]])
@@ -249,35 +318,34 @@ def _rows_of(problem: Problem, z: Array) -> Array:
 def with_clarabel(problem: Problem, tolerance: float) -> Answer:
     import clarabel
 
-    M, v = _cones(problem)
+    P, c, M, v, exponential = _conic(problem)
     p = len(problem.e)
     cones = [clarabel.ZeroConeT(p)] if p else []
-    cones.append(clarabel.NonnegativeConeT(len(v) - p))
+    cones.append(clarabel.NonnegativeConeT(len(v) - p - 3 * exponential))
+    cones += [clarabel.ExponentialConeT()] * exponential
     settings = clarabel.DefaultSettings()
     settings.verbose = False
     settings.max_threads = 1
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tolerance
-    P = sparse.csc_matrix(sparse.triu(problem.Q))
-    found = clarabel.DefaultSolver(P, problem.q, M, v, cones, settings).solve()
-    return np.array(found.x), _rows_of(problem, np.array(found.z)), found.iterations
+    found = clarabel.DefaultSolver(P, c, M, v, cones, settings).solve()
+    return np.array(found.x)[: len(problem.q)], _rows_of(problem, np.array(found.z)), found.iterations
 
 
 def with_scs(problem: Problem, tolerance: float) -> Answer:
     import scs
 
-    M, v = _cones(problem)
+    P, c, M, v, exponential = _conic(problem)
     p = len(problem.e)
-    data = {"P": sparse.csc_matrix(sparse.triu(problem.Q)), "A": M, "b": v, "c": problem.q}
     solver = scs.SCS(
-        data,
-        {"z": p, "l": len(v) - p},
+        {"P": P, "A": M, "b": v, "c": c},
+        {"z": p, "l": len(v) - p - 3 * exponential, "ep": exponential},
         eps_abs=tolerance,
         eps_rel=tolerance,
         max_iters=10**7,
         verbose=False,
     )
     found = solver.solve()
-    return found["x"], _rows_of(problem, found["y"]), found["info"]["iter"]
+    return found["x"][: len(problem.q)], _rows_of(problem, found["y"]), found["info"]["iter"]
 
 
 def with_piqp(problem: Problem, tolerance: float) -> Answer:
@@ -414,7 +482,7 @@ SOLVERS: dict[str, Callable[[Problem, float], Answer]] = {
     "piqp": with_piqp,
     "highs": with_highs,
 }
-FIRST_ORDER = ("osqp", "scs", "pdlp", "mpax")
+CONIC = ("blocc", "scs", "clarabel")
 
 
 def _memory() -> float:
@@ -471,7 +539,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     for family in families:
         for size in sizes:
-            for solver in solvers:
+            for solver in [s for s in solvers if family != "entropy" or s in CONIC]:
                 command = [sys.executable, __file__, "--one", "--families", family]
                 command += ["--sizes", str(size), "--solvers", solver, "--seed", str(options.seed)]
                 command += ["--targets", options.targets]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import array_api_compat
+import array_api_compat.numpy
 import numpy as np
 
 from blocc.errors import BackendUnavailableError, InvalidInputError
@@ -19,6 +20,8 @@ def namespace(*arrays: Array) -> Any:
     Arrays being traced by autograd get ``autograd.numpy``, so a function written with
     ``xp = blocc.namespace(x, y)`` runs on NumPy, on CuPy and under differentiation.
     """
+    if all(type(array) is np.ndarray for array in arrays) and arrays:  # often, and looked up slowly
+        return array_api_compat.numpy
     candidates = [a for a in arrays if a is not None and not isinstance(a, (int, float, complex))]
     for array in candidates:
         if type(array).__module__.startswith("autograd."):
@@ -94,6 +97,8 @@ def asarray_like(value: Any, like: Array | None) -> Array:
     InvalidInputError
         If ``value`` has no numeric array form.
     """
+    if type(value) is np.ndarray and type(like) is np.ndarray and value.dtype == like.dtype:
+        return value
     if isinstance(value, np.generic):
         value = value.item()
     if value is None:
@@ -153,14 +158,18 @@ def random_signs(like: Array, seed: int) -> Array:
     return asarray_like(signs, like)
 
 
-def random_probe(like: Array, seed: int) -> Array:
+def generator(seed: int) -> np.random.Generator:
+    """Source of random numbers, the same for a seed on every library."""
+    return np.random.default_rng(seed)
+
+
+def random_probe(like: Array, random: np.random.Generator) -> Array:
     """Random signs times magnitudes from 0.5 to 1.5, shaped, typed and placed like ``like``.
 
     Sums of a few such terms do not cancel, as sums of signs alone do.
     """
-    random = np.random.default_rng(seed)
-    signs = random.integers(0, 2, like.shape) * 2.0 - 1.0
-    return asarray_like(signs * random.uniform(0.5, 1.5, like.shape), like)
+    drawn = random.uniform(-1.0, 1.0, like.shape)
+    return asarray_like(drawn + np.copysign(0.5, drawn), like)
 
 
 def all_finite(array: Array) -> bool:
@@ -187,16 +196,10 @@ def resolve_backend(backend: Backend, *arrays: Any) -> Any:
     if backend == "cupy":
         return _cupy()
     if backend == "numpy":
-        import array_api_compat.numpy as xp
-
-        return xp
+        return array_api_compat.numpy
     if backend == "auto":
         known = [a for a in arrays if is_array(a)]
-        if known:
-            return namespace(*known)
-        import array_api_compat.numpy as xp
-
-        return xp
+        return namespace(*known) if known else array_api_compat.numpy
     raise InvalidInputError(f"backend must be 'auto', 'numpy' or 'cupy', got {backend!r}")
 
 

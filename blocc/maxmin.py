@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from blocc.arrays import namespace, precision, random_probe
+from blocc.arrays import generator, namespace, precision, random_probe
 from blocc.errors import (
     InvalidInputError,
     LowerInfeasibleError,
@@ -28,7 +28,7 @@ from blocc.sets import Box, ConvexSet, Free
 Array = Any
 
 MAX_ITERATIONS = 200_000
-PROBES, SWEEPS, POWERS = 24, 2, 12  # random directions, balancing passes, power iterations
+PROBES, SWEEPS, POWERS = 16, 2, 12  # random directions, balancing passes, power iterations
 MARGIN = 1.05  # over norms that power iterations found
 
 
@@ -319,7 +319,8 @@ class _Prober:
         self.length = precision(y) ** 0.25 * (1.0 + over.max(self.xp.abs(y)))
         reach = 2.0 * over.fit(self.length, y)
         self.probes = max(6, min(PROBES, math.prod(y.shape[over.batch :])))
-        self.base = 0.5 * (problem.y_set.project(y + reach) + problem.y_set.project(y - reach))
+        self.project = problem.y_set.projection(y) if self.box else problem.y_set.project
+        self.base = 0.5 * (self.project(y + reach) + self.project(y - reach))
         self.values = problem.values(self.base)
         self.gradient = problem.lagrangian_gradient(self.base, mu)
 
@@ -328,7 +329,7 @@ class _Prober:
         peak = self.over.max(self.xp.abs(direction))
         peak = self.xp.where(peak > 0, peak, 1.0)
         step = self.over.fit(self.length / peak, direction) * direction
-        return self.problem.y_set.project(self.base + step), peak / self.length
+        return self.project(self.base + step), peak / self.length
 
     def _slope(self, change: Array, factor: Array) -> Array:
         change = change * self.over.fit(factor, change)
@@ -374,17 +375,18 @@ class _Prober:
         duals = {k: xp.ones_like(value) for k, value in self.values.items()}
         if not duals:
             return primal, duals, self.length * 0.0
-        for sweep in range(SWEEPS):
+        random = generator(0)
+        for _ in range(SWEEPS):
             columns, rows = primal * 0.0, {k: v * 0.0 for k, v in duals.items()}
-            for seed in range(self.probes * sweep, self.probes * (sweep + 1)):
-                for k, change in self.jacobian(primal * random_probe(primal, seed)).items():
+            for _ in range(self.probes):
+                for k, change in self.jacobian(primal * random_probe(primal, random)).items():
                     rows[k] = rows[k] + (duals[k] * change) ** 2
-                sent = {k: v * random_probe(v, seed) for k, v in duals.items()}
+                sent = {k: v * random_probe(v, random) for k, v in duals.items()}
                 columns = columns + (primal * self.adjoint(sent)) ** 2
             if self.box:
                 primal = primal / xp.sqrt(self.root(columns / self.probes))
             duals = {k: v / xp.sqrt(self.root(rows[k] / self.probes)) for k, v in duals.items()}
-        direction, coupling = self.unit(random_probe(primal, 1)), self.length * 0.0
+        direction, coupling = self.unit(random_probe(primal, random)), self.length * 0.0
         for _ in range(POWERS):
             image = self.jacobian(primal * direction)
             back = primal * self.adjoint({k: duals[k] ** 2 * v for k, v in image.items()})
@@ -396,8 +398,9 @@ class _Prober:
         """Diagonal bound on the Hessian: its row norms, seen in probes, scaled up to a bound by power iterations."""
         xp, over = self.xp, self.over
         square, sent = xp.zeros_like(self.base), xp.zeros_like(self.base)
-        for seed in range(self.probes):
-            direction = random_probe(self.base, seed)
+        random = generator(1)
+        for _ in range(self.probes):
+            direction = random_probe(self.base, random)
             square, sent = square + self.hessian(direction) ** 2, sent + direction**2
         found = xp.sqrt(square / sent)
         rounding = over.fit(self.rounding(self.gradient), found)
@@ -406,7 +409,7 @@ class _Prober:
         # nearly flat directions are floored: the power iteration divides by their curvature
         found = xp.maximum(found, 1e-6 * largest) if self.box else found * 0.0 + largest
         scale = xp.where(found > 0, 1.0 / self.root(found), 0.0)
-        direction, bound = self.unit(random_probe(found, 0)), self.length * 0.0
+        direction, bound = self.unit(random_probe(found, random)), self.length * 0.0
         for _ in range(POWERS):
             change = scale * self.hessian(scale * direction)
             bound = xp.sqrt(over.sum(change * change))
@@ -419,7 +422,7 @@ class _Prober:
 
     def responses(self) -> tuple[tuple[Array, ...], ...]:
         """Hessian and Jacobian along one direction: to tell whether they are the same elsewhere."""
-        direction = random_probe(self.base, PROBES)
+        direction = random_probe(self.base, generator(2))
         return (self.hessian(direction),), tuple(self.jacobian(direction).values())
 
     def omega(self, primal: Array, duals: Mapping[str, Array]) -> Array:

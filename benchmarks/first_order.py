@@ -328,7 +328,11 @@ def with_clarabel(problem: Problem, tolerance: float) -> Answer:
     settings.max_threads = 1
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tolerance
     found = clarabel.DefaultSolver(P, c, M, v, cones, settings).solve()
-    return np.array(found.x)[: len(problem.q)], _rows_of(problem, np.array(found.z)), found.iterations
+    return (
+        np.array(found.x)[: len(problem.q)],
+        _rows_of(problem, np.array(found.z)),
+        found.iterations,
+    )
 
 
 def with_scs(problem: Problem, tolerance: float) -> Answer:

@@ -11,6 +11,7 @@ bilevel program with coupled constraints, small enough that the whole script tak
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,23 @@ def _best(problem, y, duals, accelerated: bool, T_y: int, T: int) -> tuple[float
     return min(found, key=found.__getitem__)
 
 
+def _calls(problem, run) -> tuple[int, int, int]:
+    """How often a run calls the values of a problem's one constraint, its pullback and the objective's gradient."""
+    counts = [0, 0, 0]
+
+    def counted(index, function):
+        def call(*arguments):
+            counts[index] += 1
+            return function(*arguments)
+
+        return call
+
+    block = problem.constraints["c"]
+    block = replace(block, value=counted(0, block.value), pullback=counted(1, block.pullback))
+    run(replace(problem, gradient=counted(2, problem.gradient), constraints={"c": block}))
+    return tuple(counts)
+
+
 def maxmin_convergence(directory: Path) -> list[tuple[str, str]]:
     """KKT residual of Algorithm 2, plain and accelerated, and of the production form."""
     model = CoupledQP(4, 20, 10, seed=0).model()
@@ -167,6 +185,15 @@ def maxmin_convergence(directory: Path) -> list[tuple[str, str]]:
     reached = next(t for t, r in zip(run.looks, run.history, strict=True) if r <= 1e-8)
     rows.append(
         ("MaxMin production form, no steps given: primal steps to a residual of 1e-8", str(reached))
+    )
+    rows.append(
+        (
+            "MaxMin production form, before its first step: constraint values, products with the transposed Jacobian, "
+            "gradients of g",
+            "{}, {}, {}".format(
+                *_calls(problem, lambda counted: _Iteration(counted, y, None).begin(None))
+            ),
+        )
     )
     axes.set_xlabel("primal steps")
     axes.set_ylabel("relative KKT residual")
@@ -308,7 +335,7 @@ def gamma_study(directory: Path) -> list[tuple[str, str]]:
 
 
 def restarts(directory: Path) -> list[tuple[str, str]]:
-    """Residual over iterations on the QPs of the performance page: restarted, and the same iteration never restarted."""
+    """Residual over iterations on the performance page's QPs: restarted, and the same iteration never restarted."""
     figure, (axes,) = _axes(1)
     rows, every = [], 20
     for (name, family), color in zip(FAMILIES.items(), (BLUE, ORANGE, RED), strict=False):
@@ -331,9 +358,14 @@ def restarts(directory: Path) -> list[tuple[str, str]]:
         slope = np.polyfit(np.log(at[at >= 200]), np.log(np.array(left)[at >= 200]), 1)[0]
         reached = looks[np.argmax(history <= 1e-8)] if (history <= 1e-8).any() else "not reached"
         rows += [
-            (f"MaxMin on {name}, 1,000 variables: iterations for each further digit", f"{rate:.0f}"),
-            (f"the same, iterations to 1e-8; residual after 2,000 never restarted, and the power of k it falls with",
-             f"{reached}; {left[-1]:.0e}, {slope:.2f}"),
+            (
+                f"MaxMin on {name}, 1,000 variables: iterations for each further digit",
+                f"{rate:.0f}",
+            ),
+            (
+                "the same, iterations to 1e-8; residual after 2,000 never restarted, and the power of k it falls with",
+                f"{reached}; {left[-1]:.0e}, {slope:.2f}",
+            ),
         ]
     late = np.array([200, 2000])
     axes.semilogy(late, 2.0 / late, "--", color=GREY, label="slope of 1/k")

@@ -319,7 +319,8 @@ class _Prober:
         self.length = precision(y) ** 0.25 * (1.0 + over.max(self.xp.abs(y)))
         reach = 2.0 * over.fit(self.length, y)
         self.probes = max(6, min(PROBES, math.prod(y.shape[over.batch :])))
-        self.project = problem.y_set.projection(y) if self.box else problem.y_set.project
+        y_set = problem.y_set
+        self.project = y_set.projection(y) if isinstance(y_set, Box) else y_set.project
         self.base = 0.5 * (self.project(y + reach) + self.project(y - reach))
         self.values = problem.values(self.base)
         self.gradient = problem.lagrangian_gradient(self.base, mu)

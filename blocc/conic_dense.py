@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import clarabel
 import numpy as np
@@ -24,8 +23,7 @@ INFINITE = 1e30  # bounds beyond are none
 _INFEASIBLE, _UNBOUNDED = -1, -3  # DAQP's exit flags; a positive one claims an answer
 
 
-@dataclass(frozen=True)
-class QuadraticAnswer:
+class QuadraticAnswer(NamedTuple):
     """Answer of a dense quadratic program.
 
     Attributes
@@ -65,9 +63,10 @@ def solve_dense_qp(
         None where there is no answer, or the solver did not reach it.
     """
     top, bottom = np.minimum(upper, INFINITE), np.maximum(lower, -INFINITE)
+    P, A = np.ascontiguousarray(P), np.ascontiguousarray(A)  # DAQP reads the memory as it lies
     if daqp is None:
         return _interior_point(P, q, A, top, bottom, tol)
-    sense = np.where(top == bottom, 5, 0).astype(np.int32)
+    sense = (top == bottom) * np.int32(5)
     z, _, flag, info = daqp.solve(
         P, q, A, top, bottom, sense, primal_tol=tol, dual_tol=tol, eps_prox=-1.0, iter_limit=2000
     )
@@ -78,12 +77,16 @@ def solve_dense_qp(
     dual = np.asarray(info["lam"])
     # DAQP can call a wrong answer solved (a Hessian of rounding size is enough): look at the KKT residual
     k = len(top) - len(A)
-    product = np.concatenate([z[:k], A @ z])
-    slope = P @ z + q + dual[k:] @ A
+    slope, product = P @ z + q, z[:k]
     slope[:k] += dual[:k]
-    outside = np.maximum(product - top, bottom - product).max(initial=0.0)
-    size = 1.0 + np.abs(z).max(initial=0.0)
-    scale = 1.0 + np.abs(q).max(initial=0.0) + np.abs(dual).max(initial=0.0)
+    if len(A):
+        slope += dual[k:] @ A
+        product = np.concatenate([product, A @ z])
+    outside = max(
+        float((product - top).max(initial=0.0)), float((bottom - product).max(initial=0.0))
+    )
+    size = 1.0 + float(np.abs(z).max(initial=0.0))
+    scale = 1.0 + float(np.abs(q).max(initial=0.0)) + float(np.abs(dual).max(initial=0.0))
     if not (outside <= 1e-7 * size and np.abs(slope).max(initial=0.0) <= 1e-6 * scale * size):
         return _interior_point(P, q, A, top, bottom, tol)
     return QuadraticAnswer(z, dual, int(info["iterations"]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -28,9 +28,10 @@ from blocc.cvx_check import Check, check_problem, contradiction
 from blocc.cvx_functions import Functions, Layout
 from blocc.cvx_global import branch_and_bound
 from blocc.cvx_quadratic import (
+    DENSE_LIMIT,
     DualBlock,
     QuadraticLower,
-    QuadraticProgram,
+    VaryingProgram,
     named_infeasibility,
     quadratic_program,
 )
@@ -391,14 +392,18 @@ class LowerProblem:
                 "the lower level has no variables of its own: check given=[...]"
             )
         _refuse_integer(self.variables)
-        self.bounds: dict[str, Any] = {}
-        for variable in self.variables:
-            self.bounds.update(_attribute_constraints(variable, variable))
+        self.set_bounds()
         clash = set(self.bounds) & set(self.constraints)
         if clash:
             raise InvalidInputError(
                 f"constraint name {sorted(clash)[0]!r} is taken by a variable's bound"
             )
+
+    def set_bounds(self) -> None:
+        """Read the lower variables' bounds and attributes."""
+        self.bounds: dict[str, Any] = {}
+        for variable in self.variables:
+            self.bounds.update(_attribute_constraints(variable, variable))
 
     @property
     def all_constraints(self) -> dict[str, Any]:
@@ -427,44 +432,67 @@ class _Compiled:
             upper.variables, {identity: pair[0] for identity, pair in plain.items()}
         )
         copies.update({name: raw.constraint(constraint) for name, constraint in bounds.items()})
-        self.names = list(copies)
-        problem = cp.Problem(cp.Minimize(expression), [*copies.values(), *visitor.pinned])
-        if not problem.is_dcp(dpp=True):
+        self._variables, self._copies = [pair[0] for pair in plain.values()], copies
+        self._problem = cp.Problem(cp.Minimize(expression), [*copies.values(), *visitor.pinned])
+        if not self._problem.is_dcp(dpp=True):
             raise UnsupportedModelError(_explain({"objective": expression, **copies}))
-        self.program = ConicProgram(
-            problem, [pair[0] for pair in plain.values()], list(copies.values())
+        self._program: ConicProgram | None = None
+
+    @property
+    def is_quadratic(self) -> bool:
+        """Whether, for every x, this is a quadratic program in y."""
+        return (
+            not self._visitor.pinned
+            and self._problem.objective.expr.is_quadratic()
+            and all(
+                isinstance(copy, cp.constraints.Inequality | cp.constraints.Equality)
+                and copy.expr.is_affine()
+                for copy in self._copies.values()
+            )
         )
-        self.shapes = [_dual_shape(constraint) for constraint in copies.values()]
-        internal = {parameter.id for parameter in visitor.parameters}
-        self._user = [p for p in problem.parameters() if p.id not in internal]
-        self.refresh()
+
+    @property
+    def program(self) -> ConicProgram:
+        """The cone program, canonicalised when it is first needed."""
+        if self._program is None:
+            program = ConicProgram(self._problem, self._variables, list(self._copies.values()))
+            self.names = list(self._copies)
+            self.shapes = [_dual_shape(constraint) for constraint in self._copies.values()]
+            visitor = self._visitor
+            internal = {parameter.id for parameter in visitor.parameters}
+            self._user = [p for p in self._problem.parameters() if p.id not in internal]
+            self._phi = Functions(visitor.expressions, self.upper)
+            columns, rows, start = [], [], 0
+            for parameter in visitor.parameters:
+                column = program.columns.get(parameter.id)
+                if column is not None:
+                    columns.append(np.arange(column, column + parameter.size))
+                    rows.append(np.arange(start, start + parameter.size))
+                start += parameter.size
+            self._columns = np.concatenate([*columns, np.zeros(0, np.int64)]).astype(np.int64)
+            self._rows = np.concatenate([*rows, np.zeros(0, np.int64)]).astype(np.int64)
+            self._constant = program.parameter_vector({p.id: p.value for p in self._user})
+            self._program = program
+        return self._program
 
     def refresh(self) -> None:
         """Take new values of the user's own parameters."""
-        visitor = self._visitor
-        self._phi = Functions(visitor.expressions, self.upper)
-        self._constant = self.program.parameter_vector({p.id: p.value for p in self._user})
-        columns, rows, start = [], [], 0
-        for parameter in visitor.parameters:
-            column = self.program.columns.get(parameter.id)
-            if column is not None:
-                columns.append(np.arange(column, column + parameter.size))
-                rows.append(np.arange(start, start + parameter.size))
-            start += parameter.size
-        self._columns = np.concatenate([*columns, np.zeros(0, np.int64)]).astype(np.int64)
-        self._rows = np.concatenate([*rows, np.zeros(0, np.int64)]).astype(np.int64)
+        if self._program is not None:
+            self._phi.refresh()
+            self._constant = self._program.parameter_vector({p.id: p.value for p in self._user})
 
     def solve(self, x: Vector, tol: float) -> tuple[ConicAnswer, Vector]:
         """Answer at x, and the gradient of the optimal value in x."""
+        program = self.program
         phi, jacobian = self._phi.value_jacobian(x)
         if not np.all(np.isfinite(phi)):
             raise LowerLevelError("a coefficient of the lower level is not finite at this x")
         vector = self._constant.copy()
         vector[self._columns] = phi[self._rows]
-        self.program.set_vector(vector)
-        answer = self.program.solve(tol)
+        program.set_vector(vector)
+        answer = program.solve(tol)
         weights = np.zeros(len(phi))
-        weights[self._rows] = self.program.gradient(answer)[self._columns]
+        weights[self._rows] = program.gradient(answer)[self._columns]
         return answer, np.asarray(jacobian.T @ weights)
 
     def _duals(self, flat: Vector) -> dict[str, Any]:
@@ -544,6 +572,7 @@ class BilevelProblem:
     """
 
     def __init__(self, objective: Any, lower: Any, constraints: Constraints = None) -> None:
+        self._arguments = objective, lower, constraints
         lowers = [lower] if isinstance(lower, LowerProblem) else lower
         if (
             not isinstance(lowers, Sequence)
@@ -569,32 +598,41 @@ class BilevelProblem:
         self._prepare_functions()
         self._compiled_lower: list[_Compiled] | None = None
         self._quadratic = self._quadratic_lower()
-        if self._quadratic is None:
-            self._compile_lower()  # now, so that a model that is not supported is refused here
         self._penalized: tuple[_Compiled, _Compiled] | None = None
-        self._relaxation: Any = None
+        self._relaxed: Relaxation | None = None  # the answer, where it needs no tolerance
+        self._relaxation: _Relaxed | None = None
         self._pieces: dict[str, _ConeTerm] | None = None
-        self._parameter_values: dict[int, Any] | None = None
+        found = {p.id: p for part in self._sources() for p in part.parameters()}
+        self._parameters = list(found.values())
+        self._parameter_values: list[Any] = []
         self._parameters_changed()
 
     def _quadratic_lower(self) -> QuadraticLower | None:
+        """The lower level as a quadratic program in y, where it is a small one for every x.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If it is none, and not convex by CVXPY's rules either.
+        """
         if self._cones:
+            self._compile_lower()
             return None
         rows, equal = self._upper_rows
-        program = quadratic_program(
-            self._functions,
-            1,
-            (
-                slice(2 + rows, 2 + self._inequality_rows),
-                slice(2 + self._inequality_rows + equal, self._functions.size),
-            ),
-            self.bounds,
-            self.n_upper,
+        parts = (
+            slice(2 + rows, 2 + self._inequality_rows),
+            slice(2 + self._inequality_rows + equal, self._functions.size),
         )
+        program: Any = quadratic_program(self._functions, 1, parts, self.bounds, self.n_upper)
+        if program is None:
+            size = self.n_lower * max(self.n_lower, sum(p.stop - p.start for p in parts))
+            convex = all(compiled.is_quadratic for compiled in self._compile_lower())
+            if convex and size <= DENSE_LIMIT and self.layout.size <= MAX_VARIABLES:
+                program = VaryingProgram(self._functions, 1, parts, self.bounds, self.n_upper)
         return None if program is None else QuadraticLower(program, self._blocks)
 
     def _compile_lower(self) -> list[_Compiled]:
-        """The lower levels as cone programs, canonicalised at the first call."""
+        """The lower levels as cone programs, found convex at the first call and canonicalised when solved."""
         if self._compiled_lower is None:
             self._compiled_lower = [
                 _Compiled(
@@ -609,6 +647,18 @@ class BilevelProblem:
         return self._compiled_lower
 
     # ---------------------------------------------------------------------------------------- structure
+    def _sources(self) -> list[Any]:
+        """Expressions that may have parameters: both levels', and the variables' bounds."""
+        return [*self._expressions, *self._bound_expressions()]
+
+    def _bound_expressions(self) -> list[Any]:
+        return [
+            bound
+            for variable in self.layout.variables
+            for bound in variable.attributes.get("bounds") or ()
+            if isinstance(bound, cp.Expression)
+        ]
+
     def _refuse_not_finite(self) -> None:
         parts = dict(self.upper_constraints)
         if self.expression is not None:
@@ -712,7 +762,7 @@ class BilevelProblem:
         self._functions = Functions(self._expressions, self.layout)
         lower, upper = zip(*(_bounds_of(v) for v in self.layout.variables), strict=True)
         self.bounds = (self.layout.pack(lower), self.layout.pack(upper))
-        self.x_set: ConvexSet = self._upper_set()
+        self._x_set: ConvexSet | None = None
 
     def _bound_block(self, key: str, constraint: Any) -> DualBlock:
         (variable,) = constraint.variables()
@@ -722,12 +772,17 @@ class BilevelProblem:
         start = self.lower_layout.slices[variable.id].start
         return DualBlock(key, kind, start + entries, _dual_shape(constraint))
 
-    def _upper_set(self) -> ConvexSet:
-        n = self.upper_layout.size
-        lower, upper = self.bounds[0][:n].copy(), self.bounds[1][:n].copy()
-        if not self._alone:
-            return Box(lower, upper)
-        return ConvexRegion(self.upper_layout, {**self._alone}, lower, upper)
+    @property
+    def x_set(self) -> ConvexSet:
+        """X, the upper variables' bounds and the upper constraints in x alone."""
+        if self._x_set is None:
+            n = self.upper_layout.size
+            lower, upper = self.bounds[0][:n].copy(), self.bounds[1][:n].copy()
+            if self._alone:
+                self._x_set = ConvexRegion(self.upper_layout, {**self._alone}, lower, upper)
+            else:
+                self._x_set = Box(lower, upper)
+        return self._x_set
 
     @property
     def n_upper(self) -> int:
@@ -741,15 +796,22 @@ class BilevelProblem:
 
     def refresh(self) -> None:
         """Take new values of CVXPY parameters in the model (called at the start of a solve)."""
-        self._functions = Functions(self._expressions, self.layout)
+        if any(bound.parameters() for bound in self._bound_expressions()):
+            for item in (
+                self.lowers
+            ):  # which entries are bounded at all may have changed: from the beginning
+                item.set_bounds()
+            self.__init__(*self._arguments)  # type: ignore[misc]
+            return
+        self._functions.refresh()
         self._quadratic = self._quadratic_lower()
         for compiled in [*(self._compiled_lower or ()), *(self._penalized or ())]:
             compiled.refresh()
-        if self._quadratic is None:
-            self._compile_lower()
-        self._relaxation = None
-        self._pieces = None
-        self.x_set = self._upper_set()
+        if self._relaxation is not None and not self._relaxation.refresh():
+            self._relaxation = None
+        for term in (self._pieces or {}).values():
+            term.refresh()
+        self._x_set = self._relaxed = None
 
     # ---------------------------------------------------------------------------------------- the Model
     def _call(self, v: Vector) -> float:
@@ -902,7 +964,7 @@ class BilevelProblem:
         """Values and first derivatives of f, g and all constraints at (x, y), for the joint method."""
         v = np.concatenate([x, y])
         value, jacobian = self._functions.value_jacobian(v)
-        m = self._inequality_rows
+        m = 2 + self._inequality_rows
         upper_value, upper_gradient = float(value[0]), _row(jacobian, 0)
         if self.callable is not None:
             upper_value, upper_gradient = self._call(v), self._difference(v)
@@ -911,10 +973,10 @@ class BilevelProblem:
             upper_gradient=upper_gradient,
             lower=float(value[1]),
             lower_gradient=_row(jacobian, 1),
-            inequality=value[2 : 2 + m],
-            inequality_jacobian=jacobian[2 : 2 + m],
-            equality=value[2 + m :],
-            equality_jacobian=jacobian[2 + m :],
+            inequality=value[2:m],
+            inequality_jacobian=jacobian[2:m],
+            equality=value[m:],
+            equality_jacobian=jacobian[m:],
         )
 
     def hessian(self, x: Vector, y: Vector, gamma: float, dual: Vector, equal: Vector) -> Matrix:
@@ -949,39 +1011,27 @@ class BilevelProblem:
         UnsupportedModelError
             If f or a constraint is not jointly convex, so that the relaxation is not a convex program.
         """
-        if self._relaxation is None and self.callable is None:
+        if self._relaxed is not None:
+            return self._relaxed
+        if self.callable is None:
             end = 2 + self._inequality_rows
             rows = slice(2, end), slice(end, self._functions.size)
-            self._relaxation = quadratic_program(self._functions, 0, rows, self.bounds)
-        if isinstance(self._relaxation, QuadraticProgram):
-            found = self._relaxation.solve(np.zeros(0))
-            if found is not None:
-                z, value, gap = self._relaxation.user_units(found[0]).z, found[1], found[3]
+            program = quadratic_program(self._functions, 0, rows, self.bounds)
+            found = None if program is None else program.solve(np.zeros(0))
+            if program is not None and found is not None:
+                z, value, gap = program.user_units(found[0]).z, found[1], found[3]
                 bound = value - gap * (1.0 + abs(value))
-                return Relaxation(x=z[: self.n_upper], y=z[self.n_upper :], bound=bound)
-            self._relaxation = None
+                n = self.n_upper
+                self._relaxed = Relaxation(x=z[:n], y=z[n:], bound=bound)
+                return self._relaxed
         if self._relaxation is None:
             constraints = {**self._alone, **self._coupling}
             for index, item in enumerate(self.lowers):
                 for name, constraint in item.constraints.items():
                     key = name if name not in constraints else f"{name}[{index}]"
                     constraints[key] = constraint
-            variables = self.layout.variables
-            problem = cp.Problem(
-                cp.Minimize(self.expression if self.expression is not None else 0.0),
-                list(constraints.values()),
-            )
-            if self.expression is None or not problem.is_dcp():
-                culprit = {"upper objective": self.expression, **constraints}
-                raise UnsupportedModelError(
-                    "the relaxation is not convex: "
-                    + next((k for k, e in culprit.items() if e is None or not e.is_dcp()), "?")
-                )
-            plain, copied = copy_on_plain_variables(variables, problem)
-            self._relaxation = ConicProgram(copied, plain, [])
-        answer = self._relaxation.solve(tol)
-        v = self._relaxation.primal(answer)
-        bound = answer.value - answer.gap * (1.0 + abs(answer.value))
+            self._relaxation = _Relaxed(self.expression, constraints, self.layout)
+        v, bound = self._relaxation.solve(tol)
         return Relaxation(x=v[: self.n_upper], y=v[self.n_upper :], bound=bound)
 
     # ---------------------------------------------------------------------------------------- solving
@@ -1087,12 +1137,11 @@ class BilevelProblem:
         return result
 
     def _parameters_changed(self) -> bool:
-        parameters = [p for e in self._expressions for p in e.parameters()]
-        now = {p.id: _flat_value(p.value) for p in parameters if p.value is not None}
+        now = [None if p.value is None else _flat_value(p.value).copy() for p in self._parameters]
         before, self._parameter_values = self._parameter_values, now
-        if before is None or before.keys() != now.keys():
-            return True
-        return any(not np.array_equal(now[k], before[k]) for k in now)
+        return len(before) != len(now) or any(
+            not np.array_equal(old, new) for old, new in zip(before, now, strict=True)
+        )
 
     def _start(self) -> Vector:
         lower, upper = (bound[: self.n_upper] for bound in self.bounds)
@@ -1408,7 +1457,7 @@ class _Kept:
             progress.resume(self.state["records"])
 
         def save() -> None:
-            best = {} if method.best is None else asdict(method.in_user_units(method.best))
+            best = {} if method.best is None else method.in_user_units(method.best)._asdict()
             arrays = {name: best.pop(name) for name in ("x", "y") if best}
             meta = {
                 "format": self.FORMAT,
@@ -1422,6 +1471,58 @@ class _Kept:
 
         if self.path is not None:
             method.after_run = save
+
+
+class _Relaxed:
+    """The relaxation as a cone program, where it is convex.
+
+    Parameters
+    ----------
+    objective : cvxpy expression, optional
+        None where f is a callable.
+    constraints : dict of cvxpy constraints
+    layout : Layout
+    """
+
+    def __init__(self, objective: Any, constraints: Mapping[str, Any], layout: Layout) -> None:
+        self._layout = layout
+        self._program: ConicProgram | None = None
+        problem = cp.Problem(
+            cp.Minimize(objective if objective is not None else 0.0), list(constraints.values())
+        )
+        self._wrong: str | None = None
+        if objective is None or not problem.is_dcp():
+            culprits = {"upper objective": objective, **constraints}
+            self._wrong = next((k for k, e in culprits.items() if e is None or not e.is_dcp()), "?")
+        self._problem = problem
+
+    def refresh(self) -> bool:
+        """Take new values of parameters; False where that takes a new compilation."""
+        if self._program is None:
+            return True
+        if not self._follows:
+            return False
+        self._program.set_parameters({p.id: p.value for p in self._problem.parameters()})
+        return True
+
+    def solve(self, tol: float) -> tuple[Vector, float]:
+        """Answer and proven bound.
+
+        Raises
+        ------
+        UnsupportedModelError, LowerLevelError
+        """
+        if self._wrong is not None:
+            raise UnsupportedModelError(f"the relaxation is not convex: {self._wrong}")
+        if self._program is None:
+            plain, copied = copy_on_plain_variables(self._layout.variables, self._problem)
+            theirs = {p.id for p in self._problem.parameters()}
+            self._follows = copied.is_dcp(dpp=True) and all(
+                p.id in theirs for p in copied.parameters()
+            )
+            self._program = ConicProgram(copied, plain, [])
+        answer = self._program.solve(tol)
+        return self._program.primal(answer), answer.value - answer.gap * (1.0 + abs(answer.value))
 
 
 def _flat_value(value: Any) -> Vector:
@@ -1438,8 +1539,10 @@ def _independent_solver(problem: Any) -> str:
 
 
 def _row(jacobian: Any, index: int = 0) -> Vector:
-    row = jacobian[[index]]
-    return np.asarray(row.toarray() if sparse.issparse(row) else row).ravel()
+    if isinstance(jacobian, np.ndarray):
+        row: Vector = jacobian[index]
+        return row
+    return np.asarray(jacobian[[index]].toarray()).ravel()
 
 
 def _argument(layout: Layout, vector: Vector) -> Any:
@@ -1460,6 +1563,11 @@ class _ConeTerm:
         self.functions = Functions(parts, layout)
         expression, _ = _as_functions(constraint, "constraint")
         self.measure = Functions([expression], layout)
+
+    def refresh(self) -> None:
+        """Take new values of the constraint's parameters."""
+        self.functions.refresh()
+        self.measure.refresh()
 
     def evaluate(self, v: Vector, multiplier: Any) -> tuple[float, Vector, float]:
         """Product with the dual, its gradient, and the largest violation."""

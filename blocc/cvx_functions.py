@@ -1,20 +1,24 @@
 """CVXPY expressions as fast functions of one flat vector, with their Jacobians.
 
 ``expr.value`` and ``expr.grad`` walk the tree through sparse matrices at some 50 microseconds a node. Here affine
-parts are collapsed into one matrix each, the common elementwise atoms have their derivative written out, and
-functions that turn out to be quadratic are stored as such. Whatever is left falls back on the atom's own ``_grad``.
+parts are collapsed into one matrix each, the common atoms have their derivatives written out, and functions that are
+quadratic are stored as such. Whatever is left falls back on the atom's own ``_grad``. Matrices are kept as affine maps
+of the CVXPY parameters, so that new values of these cost no second compilation.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cvxpy as cp
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sparse
+from cvxpy.atoms.affine.add_expr import AddExpression
 from cvxpy.atoms.affine.affine_atom import AffAtom
 from cvxpy.atoms.affine.binary_operators import DivExpression, MulExpression, multiply
 from cvxpy.atoms.elementwise.power import Power
@@ -30,16 +34,25 @@ Matrix = npt.NDArray[np.float64]
 _DENSE_ENTRIES = 250_000
 #: Up to this many entries of Hessians a function is tried as a quadratic.
 _HESSIAN_ENTRIES = 1_000_000
+#: Up to this many entries of its third derivative a cubic function is stored as one.
+_THIRD_ENTRIES = 64_000
 
 #: Relative step of the differences that curvature comes from.
 _STEP = 1e-5
 
-_ELEMENTWISE: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
-    cp.exp: (np.exp, np.exp),
-    cp.log: (np.log, np.reciprocal),
-    cp.entr: (lambda v: -v * np.log(v), lambda v: -1.0 - np.log(v)),
-    cp.logistic: (lambda v: np.logaddexp(0.0, v), lambda v: 0.5 * (1.0 + np.tanh(0.5 * v))),
-    cp.abs: (np.abs, np.sign),
+_Scalar = Callable[[Any], Any]
+
+#: Function, first and second derivative.
+_ELEMENTWISE: dict[type, tuple[_Scalar, _Scalar, _Scalar]] = {
+    cp.exp: (np.exp, np.exp, np.exp),
+    cp.log: (np.log, np.reciprocal, lambda v: -1.0 / (v * v)),
+    cp.entr: (lambda v: -v * np.log(v), lambda v: -1.0 - np.log(v), lambda v: -1.0 / v),
+    cp.logistic: (
+        lambda v: np.logaddexp(0.0, v),
+        lambda v: 0.5 * (1.0 + np.tanh(0.5 * v)),
+        lambda v: 0.25 * (1.0 - np.tanh(0.5 * v) ** 2),
+    ),
+    cp.abs: (np.abs, np.sign, np.zeros_like),
 }
 
 
@@ -73,29 +86,52 @@ class Layout:
 class _Node:
     """A vector function of the flat vector: ``value_jacobian(v) -> (values, matrix)``."""
 
+    #: Degree as a polynomial of the flat vector, infinite where it is none, None where that is not known.
+    degree: float | None
+
     def value_jacobian(self, v: Vector) -> tuple[Vector, Any]:
         raise NotImplementedError
 
     def value(self, v: Vector) -> Vector:
         return self.value_jacobian(v)[0]
 
+    def hessian(self, v: Vector, weights: Vector) -> Any:
+        """Hessian of the weighted sum of the entries: dense, or 0."""
+        raise NotImplementedError
+
 
 class _Affine(_Node):
-    def __init__(self, matrix: Any, offset: Vector) -> None:
-        self.matrix, self.offset = matrix, offset
+    def __init__(self, matrix: Any, offset: Vector, *, constant: bool = False) -> None:
+        self.matrix, self.offset, self.degree = matrix, offset, 0 if constant else 1
 
     def value_jacobian(self, v: Vector) -> tuple[Vector, Any]:
         return self.matrix @ v + self.offset, self.matrix
 
+    def value(self, v: Vector) -> Vector:
+        return np.asarray(self.matrix @ v + self.offset)
+
+    def hessian(self, v: Vector, weights: Vector) -> Any:
+        return 0
+
+    def assign(self, block: Any, offset: Vector, width: int) -> None:
+        """Take new rows, a column for every entry of the flat vector, and offset."""
+        self.matrix, self.offset = _shrink(block[:, :width]), offset
+
 
 class _Elementwise(_Node):
-    def __init__(self, argument: _Node, function: Any, derivative: Any) -> None:
-        self.argument, self.function, self.derivative = argument, function, derivative
+    """A function of one argument, entry by entry, with its first and second derivative."""
+
+    def __init__(
+        self, argument: _Node, function: Any, derivative: Any, second: Any, power: float = math.inf
+    ) -> None:
+        self.argument, self.function = argument, function
+        self.derivative, self.second = derivative, second
+        self.degree = _times(argument.degree, power)
 
     def value_jacobian(self, v: Vector) -> tuple[Vector, Any]:
         inner, jacobian = self.argument.value_jacobian(v)
         slope = self.derivative(inner)
-        if sparse.issparse(jacobian):
+        if not isinstance(jacobian, np.ndarray):
             return self.function(inner), sparse.dia_array(
                 (slope[None], [0]), shape=(len(slope),) * 2
             ) @ jacobian
@@ -104,34 +140,62 @@ class _Elementwise(_Node):
     def value(self, v: Vector) -> Vector:
         return np.asarray(self.function(self.argument.value(v)))
 
+    def hessian(self, v: Vector, weights: Vector) -> Any:
+        inner, jacobian = self.argument.value_jacobian(v)
+        jacobian, second = _dense(jacobian), self.second(inner)
+        if not np.all(np.isfinite(second)):  # unbounded at the edge of the domain: take it inside
+            second = np.where(np.isfinite(second), second, self.second(inner + _STEP))
+        bend = (jacobian.T * (weights * second)) @ jacobian
+        if self.argument.degree == 1:
+            return bend
+        return bend + self.argument.hessian(v, weights * self.derivative(inner))
+
 
 class _Linear(_Node):
-    """A linear atom of nonlinear arguments: sums, products with constants, indexing, stacking."""
+    """A linear map of the flat vector and of nonlinear nodes: sums, products with constants, indexing, stacking."""
 
-    def __init__(self, arguments: list[_Node], matrices: list[Any], offset: Vector) -> None:
-        self.arguments, self.matrices, self.offset = arguments, matrices, offset
+    def __init__(self, arguments: list[_Node], width: int, sizes: list[int]) -> None:
+        self.arguments = arguments
+        degrees = [1, *(node.degree for node in arguments)]
+        self.degree = None if None in degrees else max(degrees)  # type: ignore[type-var]
+        ends = list(itertools.accumulate([width, *sizes]))
+        self._columns = [slice(start, end) for start, end in itertools.pairwise(ends)]
+
+    def assign(self, block: Any, offset: Vector, width: int) -> None:
+        """Take new rows, columns as in the flat vector and then for every argument, and offset."""
+        self.offset = offset
+        self.matrix = _shrink(block[:, :width])
+        self.matrices = [_shrink(block[:, columns]) for columns in self._columns]
 
     def value_jacobian(self, v: Vector) -> tuple[Vector, Any]:
-        value, total = self.offset, None
+        value, total = self.matrix @ v + self.offset, self.matrix
         for node, matrix in zip(self.arguments, self.matrices, strict=True):
             inner, jacobian = node.value_jacobian(v)
             value = value + matrix @ inner
-            term = matrix @ jacobian
-            total = term if total is None else total + term
+            total = total + matrix @ jacobian
         return value, total
 
     def value(self, v: Vector) -> Vector:
-        value = self.offset
+        value = self.matrix @ v + self.offset
         for node, matrix in zip(self.arguments, self.matrices, strict=True):
             value = value + matrix @ node.value(v)
-        return value
+        return np.asarray(value)
+
+    def hessian(self, v: Vector, weights: Vector) -> Any:
+        return sum(
+            node.hessian(v, matrix.T @ weights)
+            for node, matrix in zip(self.arguments, self.matrices, strict=True)
+        )
 
 
 class _General(_Node):
     """Any other atom, through its own ``numeric`` and ``_grad``."""
 
-    def __init__(self, atom: Any, arguments: list[_Node]) -> None:
+    degree = None
+
+    def __init__(self, atom: Any, arguments: list[_Node], bent: npt.NDArray[np.bool_]) -> None:
         self.atom, self.arguments = atom, arguments
+        self._columns = np.flatnonzero(bent)  # the entries that it may not be affine in
 
     def _inner(self, values: list[Vector]) -> list[Any]:
         return [
@@ -157,17 +221,45 @@ class _General(_Node):
         inner = self._inner([node.value(v) for node in self.arguments])
         return np.ravel(np.asarray(self.atom.numeric(inner), dtype=float), order="F")
 
+    def hessian(self, v: Vector, weights: Vector) -> Any:
+        """By differences of gradients."""
+        total = np.zeros((len(v), len(v)))
+        base = self.value_jacobian(v)[1].T @ weights
+        for k in self._columns:
+            shifted = v.copy()
+            step = _STEP * max(1.0, abs(v[k]))
+            shifted[k] += step
+            slope = self.value_jacobian(shifted)[1].T @ weights
+            if not np.all(np.isfinite(slope)):
+                step = -step
+                shifted[k] = v[k] + step
+                slope = self.value_jacobian(shifted)[1].T @ weights
+            total[:, k] += (slope - base) / step
+        return 0.5 * (total + total.T)
+
 
 class _Product(_Node):
     """Product of two scalars or of two arrays of one shape, elementwise."""
 
     def __init__(self, left: _Node, right: _Node) -> None:
         self.left, self.right = left, right
+        self.degree = _sum(left.degree, right.degree)
 
     def value_jacobian(self, v: Vector) -> tuple[Vector, Any]:
         a, Ja = self.left.value_jacobian(v)
         b, Jb = self.right.value_jacobian(v)
         return a * b, b[:, None] * _dense(Ja) + a[:, None] * _dense(Jb)
+
+    def value(self, v: Vector) -> Vector:
+        return self.left.value(v) * self.right.value(v)
+
+    def hessian(self, v: Vector, weights: Vector) -> Any:
+        a, Ja = self.left.value_jacobian(v)
+        b, Jb = self.right.value_jacobian(v)
+        cross = (_dense(Ja).T * weights) @ _dense(Jb)
+        return (
+            cross + cross.T + self.left.hessian(v, weights * b) + self.right.hessian(v, weights * a)
+        )
 
 
 class _Norm(_Node):
@@ -175,6 +267,7 @@ class _Norm(_Node):
 
     def __init__(self, argument: _Node) -> None:
         self.argument = argument
+        self.degree = _times(argument.degree, math.inf)
 
     def value_jacobian(self, v: Vector) -> tuple[Vector, Any]:
         inner, jacobian = self.argument.value_jacobian(v)
@@ -182,19 +275,56 @@ class _Norm(_Node):
         direction = inner / value if value > 0 else inner
         return np.array([value]), np.reshape(jacobian.T @ direction, (1, -1))
 
+    def value(self, v: Vector) -> Vector:
+        inner = self.argument.value(v)
+        return np.array([math.sqrt(inner @ inner)])
+
+    def hessian(self, v: Vector, weights: Vector) -> Any:
+        inner, jacobian = self.argument.value_jacobian(v)
+        size = math.sqrt(inner @ inner)
+        if size <= _STEP:  # a kink, not a curvature
+            return 0
+        jacobian, direction = _dense(jacobian), inner / size
+        slope = direction @ jacobian
+        bend = (weights[0] / size) * (jacobian.T @ jacobian - slope[:, None] * slope)
+        return bend + self.argument.hessian(v, weights[0] * direction)
+
 
 class _SquareOverLine(_Node):
     """``sum(v^2) / w`` for a vector v and a scalar w."""
 
     def __init__(self, numerator: _Node, denominator: _Node) -> None:
         self.numerator, self.denominator = numerator, denominator
+        fixed = denominator.degree == 0
+        self.degree = _times(numerator.degree, 2 if fixed else math.inf)
 
     def value_jacobian(self, v: Vector) -> tuple[Vector, Any]:
         a, Ja = self.numerator.value_jacobian(v)
         b, Jb = self.denominator.value_jacobian(v)
         value = float(a @ a) / float(b[0])
-        row = (2.0 / b[0]) * (Ja.T @ a) - (value / b[0]) * _dense(Jb)[0]
+        row = (2.0 / b[0]) * (Ja.T @ a)
+        if self.denominator.degree != 0:
+            row = row - (value / b[0]) * _dense(Jb)[0]
         return np.array([value]), np.reshape(row, (1, -1))
+
+    def value(self, v: Vector) -> Vector:
+        a = self.numerator.value(v)
+        return np.array([float(a @ a) / float(self.denominator.value(v)[0])])
+
+    def hessian(self, v: Vector, weights: Vector) -> Any:
+        a, Ja = self.numerator.value_jacobian(v)
+        b, Jb = self.denominator.value_jacobian(v)
+        Ja, over = _dense(Ja), weights[0] / b[0]
+        if self.denominator.degree == 0:
+            bend = (2.0 * over) * (Ja.T @ Ja)
+        else:
+            tilted = Ja - (a / b[0])[:, None] * _dense(Jb)
+            square = float(a @ a) / b[0] ** 2
+            bend = (2.0 * over) * (tilted.T @ tilted)
+            bend = bend + self.denominator.hessian(v, -weights * square)
+        if self.numerator.degree == 1:
+            return bend
+        return bend + self.numerator.hessian(v, (2.0 * over) * a)
 
 
 class _Inner(_Node):
@@ -202,168 +332,301 @@ class _Inner(_Node):
 
     def __init__(self, left: _Node, right: _Node) -> None:
         self.left, self.right = left, right
+        self.degree = _sum(left.degree, right.degree)
 
     def value_jacobian(self, v: Vector) -> tuple[Vector, Any]:
         a, Ja = self.left.value_jacobian(v)
         b, Jb = self.right.value_jacobian(v)
         return np.array([a @ b]), np.reshape(Ja.T @ b + Jb.T @ a, (1, -1))
 
+    def value(self, v: Vector) -> Vector:
+        return np.array([self.left.value(v) @ self.right.value(v)])
+
+    def hessian(self, v: Vector, weights: Vector) -> Any:
+        a, Ja = self.left.value_jacobian(v)
+        b, Jb = self.right.value_jacobian(v)
+        cross = weights[0] * (_dense(Ja).T @ _dense(Jb))
+        return (
+            cross
+            + cross.T
+            + self.left.hessian(v, weights[0] * b)
+            + self.right.hessian(v, weights[0] * a)
+        )
+
 
 def _dense(matrix: Any) -> Any:
-    return matrix.toarray() if sparse.issparse(matrix) else matrix
+    return matrix if isinstance(matrix, np.ndarray) else matrix.toarray()
 
 
-_Known = dict[int, _Node]
+def _times(degree: float | None, power: float) -> float | None:
+    """Degree of a power."""
+    return degree if degree is None or degree == 0 else degree * power
+
+
+def _sum(left: float | None, right: float | None) -> float | None:
+    """Degree of a product."""
+    return None if left is None or right is None else left + right
 
 
 def _constant(expression: Any, layout: Layout) -> bool:
     return not any(v.id in layout.slices for v in expression.variables())
 
 
-def _affine_parts(expression: Any, layout: Layout, found: dict[int, Any]) -> None:
-    """Collect the largest affine parts of an expression, by identity."""
-    if _constant(expression, layout) or isinstance(expression, cp.Variable):
-        return
-    if expression.is_affine():
-        found[id(expression)] = expression
-        return
-    for argument in expression.args:
-        _affine_parts(argument, layout, found)
+class _Shell:
+    """The linear outside of an expression: the expression with its nonlinear parts replaced by new variables."""
+
+    def __init__(self, expression: Any, layout: Layout) -> None:
+        self.parts: list[Any] = []
+        self.variables: list[cp.Variable] = []
+        self.expression = self._copy(expression, layout)
+
+    def _copy(self, expression: Any, layout: Layout) -> Any:
+        if _constant(expression, layout) or expression.is_affine():
+            return expression
+        if _is_linear(expression, layout):
+            return expression.copy([self._copy(argument, layout) for argument in expression.args])
+        self.parts.append(expression)
+        self.variables.append(cp.Variable(expression.shape))
+        return self.variables[-1]
 
 
-def _compile(expression: Any, layout: Layout, known: _Known) -> _Node:
-    size, width = expression.size, layout.size
-    if _constant(expression, layout):
-        if expression.value is None:
-            raise UnsupportedModelError(f"{expression} has no value: set its parameters first")
-        return _Affine(_shrink(sparse.csr_array((size, width))), _flat(expression.value))
-    if isinstance(expression, cp.Variable):
-        columns = np.arange(layout.slices[expression.id].start, layout.slices[expression.id].stop)
-        matrix = sparse.csr_array((np.ones(size), (np.arange(size), columns)), shape=(size, width))
-        return _Affine(_shrink(matrix), np.zeros(size))
-    if id(expression) in known:
-        return known[id(expression)]
-    arguments = [_compile(argument, layout, known) for argument in expression.args]
-    kind = type(expression)
-    constant = [
-        isinstance(node, _Affine)
-        and not np.any(
-            _dense(node.matrix)
-            if node.matrix.shape[0] < 4
-            else node.matrix.max() or node.matrix.min()
-        )
-        for node in arguments
-    ]
-    if kind is DivExpression and not constant[1]:
-        inverse = _Elementwise(arguments[1], lambda v: 1.0 / v, lambda v: -1.0 / (v * v))
-        if expression.args[0].size == expression.args[1].size:
-            return _Product(arguments[0], inverse)
-    bilinear = kind in (MulExpression, multiply) and not any(constant)
-    if bilinear and expression.args[0].size == expression.args[1].size:
-        if kind is multiply or expression.args[0].size == 1:
-            return _Product(*arguments)
-        if expression.size == 1:
-            return _Inner(*arguments)
-    if (isinstance(expression, AffAtom) and not bilinear and kind is not DivExpression) or (
-        kind is DivExpression and constant[1]
-    ):
-        return _linear(expression, arguments)
-    elementwise = _ELEMENTWISE.get(kind)
-    if elementwise is not None:
-        return _Elementwise(arguments[0], *elementwise)
-    if kind is cp.quad_over_lin and expression.size == 1 and expression.args[1].size == 1:
-        return _SquareOverLine(*arguments)
-    if isinstance(expression, Pnorm) and expression.p == 2 and expression.axis is None:
-        return _Norm(arguments[0])
-    floored = kind is cp.maximum and len(arguments) == 2 and constant[1]
-    if floored and expression.args[0].size == expression.size:
-        return _Elementwise(arguments[0], *_floor(arguments[1].value(np.zeros(width))))
-    if isinstance(expression, Power):
-        exponent = float(expression.p.value)
-        return _Elementwise(arguments[0], *_power(exponent))
-    return _General(expression, arguments)
-
-
-def _affine(expressions: Sequence[Any], layout: Layout) -> list[_Node]:
-    """Matrix and offset of affine expressions, by one call of CVXPY's own canonicalisation."""
-    if not expressions:
-        return []
-    starts = {identity: part.start for identity, part in layout.slices.items()}
-    operators, rows = [], [0]
-    for expression in expressions:
-        operator, constraints = _fix_parameters(expression).canonical_form
-        assert not constraints
-        operators.append(operator)
-        rows.append(rows[-1] + expression.size)
-    tensor = canonInterface.get_problem_matrix(
-        operators, layout.size, starts, {CONSTANT_ID: 1}, {CONSTANT_ID: 0}, rows[-1]
+def _is_linear(expression: Any, layout: Layout) -> bool:
+    """Whether an expression is linear in its arguments as far as these are not constant."""
+    if not isinstance(expression, AffAtom):
+        return False
+    if isinstance(expression, AddExpression):
+        return True
+    return bool(
+        expression.copy(
+            [a if _constant(a, layout) else cp.Variable(a.shape) for a in expression.args]
+        ).is_affine()
     )
-    stacked = sparse.csr_array(sparse.csr_array(tensor.reshape((layout.size + 1, rows[-1]))).T)
-    if rows[-1] * (layout.size + 1) <= _DENSE_ENTRIES:
-        stacked = stacked.toarray()
-    offset = _dense(stacked[:, [-1]]).ravel()
-    return [
-        _Affine(_shrink(stacked[start:end, :-1]), offset[start:end])
-        for start, end in itertools.pairwise(rows)
-    ]
+
+
+class _Compiler:
+    """Turns expressions into nodes, and remembers how to bring these up to date with parameters."""
+
+    def __init__(self, expressions: Sequence[Any], layout: Layout) -> None:
+        self.layout = layout
+        self.updates: list[Callable[[], None]] = []
+        self._shells: dict[int, tuple[_Shell, _Affine | _Linear]] = {}
+        self.nodes = [self._compile(expression) for expression in expressions]
+        fixed: list[_Row] = []
+        lifted: list[_Row] = []
+        sources: list[tuple[cp.Parameter, Any]] = []
+        for shell, node in self._shells.values():
+            own: list[tuple[cp.Parameter, Any]] = []
+            copy = _lift_parameters(shell.expression, own)
+            if not own:
+                fixed.append((copy, shell, node))
+            elif copy.is_dpp():
+                lifted.append((copy, shell, node))
+                sources += own
+            else:
+                self._recompiled(shell, node)
+        if fixed:
+            _Matrices(fixed, layout, [])
+        if lifted:
+            self.updates.append(_Matrices(lifted, layout, sources).refresh)
+
+    def _recompiled(self, shell: _Shell, node: _Affine | _Linear) -> None:
+        """A linear outside whose matrix is not affine in the parameters: compiled again for new values."""
+
+        def again() -> None:
+            _Matrices([(_fix_parameters(shell.expression), shell, node)], self.layout, [])
+
+        again()
+        self.updates.append(again)
+
+    def _linear(self, expression: Any) -> _Node:
+        """Node of an expression that is linear outside; its matrices come later, all at once."""
+        shell = _Shell(expression, self.layout)
+        arguments = [self._compile(part) for part in shell.parts]
+        sizes = [part.size for part in shell.parts]
+        node = _Linear(arguments, self.layout.size, sizes) if arguments else _Affine(None, _NONE)
+        self._shells[id(expression)] = shell, node
+        return node
+
+    def _following(self, expression: Any, build: Callable[[], _Node]) -> _Node:
+        """A node that is built again, in place, when the expression has parameters and these change."""
+        node = build()
+        if expression.parameters():
+            self.updates.append(lambda: vars(node).update(vars(build())))
+        return node
+
+    def _compile(self, expression: Any) -> _Node:
+        layout, size, width = self.layout, expression.size, self.layout.size
+        if _constant(expression, layout):
+            zero = _shrink(sparse.csr_array((size, width)))
+            return self._following(
+                expression, lambda: _Affine(zero, _value(expression), constant=True)
+            )
+        if isinstance(expression, cp.Variable):
+            part = layout.slices[expression.id]
+            matrix = sparse.csr_array(
+                (np.ones(size), (np.arange(size), np.arange(part.start, part.stop))),
+                shape=(size, width),
+            )
+            return _Affine(_shrink(matrix), np.zeros(size))
+        if id(expression) in self._shells:
+            return self._shells[id(expression)][1]
+        if expression.is_affine() or _is_linear(expression, layout):
+            return self._linear(expression)
+        arguments = [self._compile(argument) for argument in expression.args]
+        kind = type(expression)
+        constant = [node.degree == 0 for node in arguments]
+        if kind is DivExpression and not constant[1]:
+            inverse = _Elementwise(
+                arguments[1],
+                lambda v: 1.0 / v,
+                lambda v: -1.0 / (v * v),
+                lambda v: 2.0 / (v * v * v),
+            )
+            if expression.args[0].size == expression.args[1].size:
+                return _Product(arguments[0], inverse)
+        if kind in (MulExpression, multiply) and expression.args[0].size == expression.args[1].size:
+            if kind is multiply or expression.args[0].size == 1:
+                return _Product(*arguments)
+            if expression.size == 1:
+                return _Inner(*arguments)
+        elementwise = _ELEMENTWISE.get(kind)
+        if elementwise is not None:
+            return _Elementwise(arguments[0], *elementwise)
+        if kind is cp.quad_over_lin and expression.size == 1 and expression.args[1].size == 1:
+            return _SquareOverLine(*arguments)
+        if isinstance(expression, Pnorm) and expression.p == 2 and expression.axis is None:
+            return _Norm(arguments[0])
+        floored = kind is cp.maximum and len(arguments) == 2 and constant[1]
+        if floored and expression.args[0].size == expression.size:
+            return _Elementwise(arguments[0], *_floor(arguments[1]))
+        if isinstance(expression, Power):
+            return self._following(
+                expression,
+                lambda: _Elementwise(arguments[0], *_power(float(expression.p.value))),
+            )
+        return _General(expression, arguments, curved([expression], layout))
+
+
+_Row = tuple[Any, _Shell, _Affine | _Linear]
+_NONE = np.zeros(0)
+
+
+class _Matrices:
+    """Fills in the matrices of linear outsides, by one call of CVXPY's own canonicalisation.
+
+    The stacked matrices and offsets are affine in the parameters; this keeps the map.
+
+    Parameters
+    ----------
+    rows : sequence of (cvxpy expression, _Shell, node)
+        Expressions that are affine in the variables, by DPP rules in the parameters, and their nodes.
+    layout : Layout
+    sources : sequence of (cvxpy.Parameter, cvxpy expression)
+        The parameters in the expressions, and what has their value.
+    """
+
+    def __init__(
+        self, rows: Sequence[_Row], layout: Layout, sources: Sequence[tuple[Any, Any]]
+    ) -> None:
+        self._nodes = [node for _, _, node in rows]
+        starts = {identity: part.start for identity, part in layout.slices.items()}
+        self._width, width = layout.size, layout.size
+        for _, shell, _ in rows:
+            start = layout.size
+            for variable in shell.variables:  # every expression has its own, in the same columns
+                starts[variable.id] = start
+                start += variable.size
+            width = max(width, start)
+        self._ends = [0, *itertools.accumulate(expression.size for expression, _, _ in rows)]
+        count = self._ends[-1]
+        self._sources = [source for _, source in sources]
+        sizes = {parameter.id: parameter.size for parameter, _ in sources}
+        ends = [0, *itertools.accumulate(sizes.values())]
+        tensor = canonInterface.get_problem_matrix(
+            [expression.canonical_form[0] for expression, _, _ in rows],
+            width,
+            starts,
+            {**sizes, CONSTANT_ID: 1},
+            {**dict(zip(sizes, ends, strict=False)), CONSTANT_ID: ends[-1]},
+            count,
+        ).tocoo()
+        # entry by entry: the stacked matrix has a column for every variable, and a last one for the offset
+        kept, position = np.unique(tensor.row, return_inverse=True)
+        kept = kept.astype(np.int64)
+        self._row, self._column = kept % max(count, 1), kept // max(count, 1)
+        self._shape = (count, width + 1)
+        self._map = sparse.csr_array(
+            (tensor.data, (position, tensor.col)), shape=(len(kept), ends[-1] + 1)
+        )
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take the parameters' present values."""
+        data = self._map @ np.concatenate([*map(_value, self._sources), np.ones(1)])
+        stacked: Any
+        if self._shape[0] * self._shape[1] <= _DENSE_ENTRIES:
+            stacked = np.zeros(self._shape)
+            stacked[self._row, self._column] = data
+        else:
+            stacked = sparse.csr_array((data, (self._row, self._column)), shape=self._shape)
+        offset = _dense(stacked[:, [-1]]).ravel()
+        for node, (start, end) in zip(self._nodes, itertools.pairwise(self._ends), strict=True):
+            node.assign(stacked[start:end], offset[start:end], self._width)
+
+
+def _value(expression: Any) -> Vector:
+    """Value of an expression of parameters and constants, flat."""
+    if expression.value is None:
+        missing = next(p for p in expression.parameters() if p.value is None)
+        raise UnsupportedModelError(f"parameter {missing} has no value: set it first")
+    return _flat(expression.value)
+
+
+def _lift_parameters(expression: Any, sources: list[tuple[cp.Parameter, Any]]) -> Any:
+    """Copy an expression with each of its largest parts in parameters alone as one new parameter."""
+    if not expression.parameters():
+        return expression
+    if not expression.variables():
+        parameter = cp.Parameter(expression.shape)
+        sources.append((parameter, expression))
+        return parameter
+    if isinstance(expression, DivExpression) and not expression.args[1].variables():
+        inverse = _lift_parameters(1 / expression.args[1], sources)
+        return cp.multiply(inverse, _lift_parameters(expression.args[0], sources))
+    return expression.copy([_lift_parameters(arg, sources) for arg in expression.args])
 
 
 def _fix_parameters(expression: Any) -> Any:
     """Copy an expression with the present values of its parameters as constants."""
     if isinstance(expression, cp.Parameter):
-        if expression.value is None:
-            raise UnsupportedModelError(f"parameter {expression} has no value: set it first")
-        return cp.Constant(expression.value)
+        return cp.Constant(_value(expression).reshape(expression.shape, order="F"))
     if not expression.parameters():
         return expression
     return expression.copy([_fix_parameters(argument) for argument in expression.args])
 
 
-def _floor(least: Vector) -> tuple[Any, Any]:
+def _floor(least: _Node) -> tuple[_Scalar, _Scalar, _Scalar]:
     """Maximum with a constant; CVXPY gives the first argument the slope where both are equal."""
-    return (lambda v: np.maximum(v, least)), (lambda v: (v >= least).astype(float))
+    assert isinstance(least, _Affine)
+    return (
+        lambda v: np.maximum(v, least.offset),
+        lambda v: (v >= least.offset).astype(float),
+        np.zeros_like,
+    )
 
 
-def _power(exponent: float) -> tuple[Any, Any]:
-    whole = int(exponent) if exponent == int(exponent) else exponent
+def _power(exponent: float) -> tuple[_Scalar, _Scalar, _Scalar, float]:
+    """Function, two derivatives, and the degree."""
     if exponent == 2:
-        return (lambda v: v * v), (lambda v: 2.0 * v)
-
-    def function(v: Vector) -> Vector:
-        with np.errstate(all="ignore"):
-            return np.asarray(v**whole)
-
-    def derivative(v: Vector) -> Vector:
-        with np.errstate(all="ignore"):
-            return np.asarray(exponent * v ** (whole - 1))
-
-    return function, derivative
-
-
-def _linear(atom: Any, arguments: list[_Node]) -> _Node:
-    """Matrix of a linear atom by argument, from the atom's own canonicalisation at zero arguments."""
-    values = [
-        node.offset.reshape(arg.shape, order="F")
-        if isinstance(node, _Affine)
-        else np.zeros(arg.shape)
-        for node, arg in zip(arguments, atom.args, strict=True)
-    ]
-    offset = _flat(atom.numeric(values))
-    matrices = [
-        _shrink(_local(local, arg.size, atom.size))
-        for local, arg in zip(atom._grad(values), atom.args, strict=True)
-    ]
-    if all(isinstance(node, _Affine) for node in arguments):
-        total = sum(
-            matrix @ node.matrix  # type: ignore[attr-defined]
-            for node, matrix in zip(arguments, matrices, strict=True)
-        )
-        return _Affine(_shrink(total), offset)
-    # the offset above counts the affine arguments' own offsets: their nodes will count them again
-    for node, matrix in zip(arguments, matrices, strict=True):
-        if isinstance(node, _Affine):
-            offset = offset - matrix @ node.offset
-    return _Linear(arguments, matrices, offset)
+        return (lambda v: v * v), (lambda v: 2.0 * v), (lambda v: np.full(v.shape, 2.0)), 2
+    whole = int(exponent) if exponent == int(exponent) else exponent
+    degree = whole if isinstance(whole, int) and whole >= 0 else math.inf
+    return (
+        lambda v: v**whole,
+        lambda v: exponent * v ** (whole - 1),
+        lambda v: exponent * (exponent - 1) * v ** (whole - 2),
+        degree,
+    )
 
 
 def _local(local: Any, inner: int, outer: int) -> Any:
@@ -409,11 +672,22 @@ def curved(expressions: Sequence[Any], layout: Layout) -> npt.NDArray[np.bool_]:
     return mask
 
 
+@dataclass
+class _Part:
+    """One of the stacked expressions."""
+
+    rows: slice
+    node: _Node
+    follows: bool  # whether it has parameters
+    affine: tuple[Vector, Any] | None = None  # constant and Jacobian at the origin of a polynomial
+    hessians: Any = None  # there, one a row
+    third: Any = None  # third derivative of a cubic
+
+
 class Functions:
     """Several CVXPY expressions stacked into one vector function of the flat vector.
 
-    Functions that are quadratic (found by comparing gradients at random points) are stored as quadratics and
-    evaluated together.
+    Functions that are quadratic, and small cubic ones, are stored as such and evaluated together.
 
     Parameters
     ----------
@@ -424,90 +698,130 @@ class Functions:
     def __init__(self, expressions: Sequence[Any], layout: Layout) -> None:
         self.size = sum(expression.size for expression in expressions)
         self.width = layout.size
-        affine: dict[int, Any] = {}
-        for expression in expressions:
-            _affine_parts(expression, layout, affine)
-        parts = _affine(list(affine.values()), layout)
-        known = dict(zip(affine, parts, strict=True))
-        nodes = [_compile(expression, layout, known) for expression in expressions]
+        compiler = _Compiler(expressions, layout)
+        self._updates = compiler.updates
+        ends = [0, *itertools.accumulate(expression.size for expression in expressions)]
+        self._parts = [
+            _Part(slice(start, end), node, bool(expression.parameters()))
+            for node, expression, (start, end) in zip(
+                compiler.nodes, expressions, itertools.pairwise(ends), strict=True
+            )
+        ]
+        for part in self._parts:
+            self._expand(part)
+        self._stack()
+
+    def refresh(self) -> None:
+        """Take new values of the expressions' parameters."""
+        if not self._updates:
+            return
+        for update in self._updates:
+            update()
+        for part in self._parts:
+            if part.follows:
+                self._expand(part)
+        self._stack()
+
+    def _expand(self, part: _Part) -> None:
+        """Write a quadratic or cubic part as constant, slope, Hessians and third derivative."""
+        node, rows = part.node, part.rows.stop - part.rows.start
+        part.affine = part.hessians = part.third = None
+        if isinstance(node, _Affine):
+            part.affine = node.offset, node.matrix
+        elif rows * self.width**2 > _HESSIAN_ENTRIES:
+            return
+        elif node.degree is None:
+            found = _as_quadratic(node, rows, self.width)
+            if found is not None:
+                part.affine, part.hessians = found[:2], found[2]
+        elif node.degree <= 2 or (
+            node.degree == 3 and rows == 1 and self.width**3 <= _THIRD_ENTRIES
+        ):
+            origin = np.zeros(self.width)
+            value, jacobian = node.value_jacobian(origin)
+            part.affine = np.asarray(value), _dense(jacobian)
+            part.hessians = np.zeros((rows, self.width, self.width))
+            for row, weights in enumerate(np.eye(rows)):
+                part.hessians[row] = node.hessian(origin, weights)
+            if node.degree == 3:
+                there = [node.hessian(point, np.ones(1)) for point in np.eye(self.width)]
+                part.third = np.array(there) - part.hessians
+
+    def _stack(self) -> None:
         self._constant = np.zeros(self.size)
         small = self.size * self.width <= _DENSE_ENTRIES
         dense = np.zeros((self.size, self.width) if small else (0, 0))
-        self._hessians: list[tuple[int, Any]] = []
-        self._general: list[tuple[slice, _Node]] = []
-        self._bent: dict[
-            int, npt.NDArray[np.bool_]
-        ] = {}  # which entries a general node is not affine in
         blocks: list[Any] = []
-        start = 0
-        for node, expression in zip(nodes, expressions, strict=True):
-            rows = slice(start, start + expression.size)
-            start = rows.stop
-            if isinstance(node, _Affine):
-                self._constant[rows] = node.offset
-                if small:
-                    dense[rows] = _dense(node.matrix)
-                else:
-                    blocks.append(sparse.csr_array(node.matrix))
-                continue
-            quadratic = (
-                _as_quadratic(node, expression.size, self.width)
-                if expression.size * self.width**2 <= _HESSIAN_ENTRIES
-                else None
-            )
-            if quadratic is not None:
-                constant, linear, hessians = quadratic
-                self._constant[rows] = constant
-                if small:
-                    dense[rows] = linear
-                else:
-                    blocks.append(sparse.csr_array(linear))
-                self._hessians += [(rows.start + k, h) for k, h in enumerate(hessians)]
-            else:
-                self._general.append((rows, node))
-                self._bent[rows.start] = curved([expression], layout)
+        self._general: list[tuple[slice, _Node]] = []
+        curved_rows: list[int] = []
+        for part in self._parts:
+            rows = part.rows
+            if part.affine is None:
+                self._general.append((rows, part.node))
                 if not small:
-                    blocks.append(sparse.csr_array((expression.size, self.width)))
+                    blocks.append(sparse.csr_array((rows.stop - rows.start, self.width)))
+                continue
+            self._constant[rows], matrix = part.affine
+            if small:
+                dense[rows] = _dense(matrix)
+            else:
+                blocks.append(sparse.csr_array(matrix))
+            if part.hessians is not None:
+                curved_rows += range(rows.start, rows.stop)
         self._matrix: Any = dense if small else sparse.csr_array(sparse.vstack(blocks))
-        self._hessian_rows = np.array([row for row, _ in self._hessians], dtype=np.int64)
-        self._hessian_stack = (
-            np.array([h for _, h in self._hessians]) if self._hessians else np.zeros((0, 0, 0))
-        )
+        self._hessian_rows = np.array(curved_rows, dtype=np.int64)
+        #: Cubic functions: position among the curved rows, and third derivative.
+        self._cubic = [
+            (curved_rows.index(part.rows.start), part.third)
+            for part in self._parts
+            if part.third is not None
+        ]
+        stacks = [part.hessians for part in self._parts if part.hessians is not None]
+        self._hessian_stack = np.concatenate(stacks) if stacks else np.zeros((0, 0, 0))
 
     def value(self, v: Vector) -> Vector:
-        """Values, stacked."""
+        """Values, stacked; NaN outside a function's domain."""
         result = self._matrix @ v + self._constant
         if len(self._hessian_rows):
             result[self._hessian_rows] += 0.5 * (self._hessian_stack @ v) @ v
-        for rows, node in self._general:
+            for position, third in self._cubic:
+                result[self._hessian_rows[position]] += (((third @ v) @ v) @ v) / 6.0
+        if self._general:
             with np.errstate(all="ignore"):
-                result[rows] = node.value(v)
+                for rows, node in self._general:
+                    result[rows] = node.value(v)
         return np.asarray(result)
 
-    def value_jacobian(self, v: Vector) -> tuple[Vector, Any]:
-        """Values and Jacobian (dense where small, else CSR); NaN outside a function's domain."""
-        value = self._matrix @ v + self._constant
-        jacobian = self._matrix.copy() if (self._hessians or self._general) else self._matrix
+    def value_jacobian(self, v: Vector, first: int = 0) -> tuple[Vector, Any]:
+        """Values and Jacobian (dense where small, else CSR); NaN outside a function's domain.
+
+        Rows before the first one asked for may be left out.
+        """
+        value, jacobian = self._matrix @ v + self._constant, self._matrix
         if len(self._hessian_rows):
+            jacobian = jacobian.copy()
             slopes = self._hessian_stack @ v
             value[self._hessian_rows] += 0.5 * slopes @ v
+            for position, third in self._cubic:
+                bent = (third @ v) @ v
+                slopes[position] += 0.5 * bent
+                value[self._hessian_rows[position]] += (bent @ v) / 6.0
             jacobian[self._hessian_rows] += slopes
-        for rows, node in self._general:
-            with np.errstate(all="ignore"):
-                inner, local = node.value_jacobian(v)
-            value[rows] = inner
-            if sparse.issparse(jacobian):
-                jacobian = jacobian.tolil() if jacobian.format != "lil" else jacobian
-                jacobian[rows] = local
-            else:
-                jacobian[rows] = _dense(local)
-        if sparse.issparse(jacobian) and jacobian.format == "lil":
-            jacobian = jacobian.tocsr()
-        return value, jacobian
+        if not self._general:
+            return value, jacobian
+        dense = isinstance(jacobian, np.ndarray)
+        jacobian = jacobian.copy() if dense else jacobian.tolil()
+        with np.errstate(all="ignore"):
+            for rows, node in self._general:
+                if rows.start < first:
+                    continue
+                value[rows], local = node.value_jacobian(v)
+                jacobian[rows] = _dense(local) if dense else local
+        return value, jacobian if dense else jacobian.tocsr()
 
     def affine_rows(self, rows: slice) -> tuple[Vector, Matrix] | None:
         """Constant and Jacobian of some rows, None where one is not affine."""
-        bent = any(rows.start <= row < rows.stop for row in self._hessian_rows)
+        bent = np.any((self._hessian_rows >= rows.start) & (self._hessian_rows < rows.stop))
         if bent or any(r.start < rows.stop and rows.start < r.stop for r, _ in self._general):
             return None
         return self._constant[rows], _dense(self._matrix[rows])
@@ -518,31 +832,25 @@ class Functions:
             return None
         hessian = np.zeros((self.width, self.width))
         for index in np.flatnonzero(self._hessian_rows == row):
+            if any(position == index for position, _ in self._cubic):
+                return None
             hessian = self._hessian_stack[index]
         return float(self._constant[row]), _dense(self._matrix[[row]])[0], hessian
 
     def hessian(self, v: Vector, weights: Vector) -> Matrix:
-        """Hessian of the weighted sum of all entries, by differences of gradients where it is not quadratic."""
+        """Hessian of the weighted sum of all entries."""
         total = np.zeros((self.width, self.width))
         if len(self._hessian_rows):
-            total += np.tensordot(weights[self._hessian_rows], self._hessian_stack, axes=1)
-        for rows, node in self._general:
-            if not np.any(weights[rows]):
-                continue
-            columns = np.flatnonzero(self._bent[rows.start])
-            with np.errstate(all="ignore"):
-                base = node.value_jacobian(v)[1].T @ weights[rows]
-                for k in columns:
-                    shifted = v.copy()
-                    step = _STEP * max(1.0, abs(v[k]))
-                    shifted[k] += step
-                    slope = node.value_jacobian(shifted)[1].T @ weights[rows]
-                    if not np.all(np.isfinite(slope)):
-                        step = -step
-                        shifted[k] = v[k] + step
-                        slope = node.value_jacobian(shifted)[1].T @ weights[rows]
-                    total[:, k] += (slope - base) / step
-        return 0.5 * (total + total.T)
+            bent = weights[self._hessian_rows]
+            total += np.tensordot(bent, self._hessian_stack, axes=1)
+            for position, third in self._cubic:
+                if bent[position]:
+                    total += bent[position] * (third @ v)
+        with np.errstate(all="ignore"):
+            for rows, node in self._general:
+                if np.any(weights[rows]):
+                    total += node.hessian(v, weights[rows])
+        return total
 
 
 def _as_quadratic(node: _Node, rows: int, width: int) -> tuple[Vector, Any, Any] | None:

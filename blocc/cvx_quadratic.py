@@ -11,8 +11,8 @@ quadratic program in (x, y) where f is quadratic as well.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,10 @@ from blocc.scaling import equilibrate, powers_of_two, steepest
 DENSE_LIMIT = 40_000
 _SHARP = 1e-9  # gap and violation above which an answer is left to the interior-point method
 _NEAR = 1e-7  # slack or multiplier, relative, that is not told from zero
+_MISSES = 10  # degenerate answers in a row after which regions are built on request only
+_EDGE = 1e-10  # of a region, relative: there other answers may be optimal too
+_ROUNDING = 1e-13  # gap and violation of an answer that is taken from a region
+_REGIONS = 6  # critical regions kept
 _CURVED = 1e-12  # least eigenvalue of a convex quadratic, relative: rounding may make it negative
 
 
@@ -74,8 +78,80 @@ def is_convex(hessian: Matrix) -> bool:
     return bool(np.linalg.eigvalsh(hessian)[0] >= -_CURVED * (1.0 + np.abs(hessian).max()))
 
 
+_Found = tuple[QuadraticAnswer, float, Vector, float, float]
+
+
+class _Region:
+    """Where the answer's active set stays what it is at one x.
+
+    Answer, multipliers, slacks and KKT residuals are affine in x there, and the value is quadratic.
+
+    Parameters
+    ----------
+    x : ndarray
+        A point of it.
+    parts : sequence of (ndarray, ndarray)
+        Value at x and derivative of: the answer; its multipliers; the KKT residual of every variable; the residuals of
+        the active rows; and the margins, which are positive in the region: slacks of the inactive bounds and rows,
+        sizes of the active multipliers.
+    optimum : tuple of (float, ndarray, ndarray)
+        The optimal value at x, its gradient and Hessian.
+    held : ndarray of int
+        Positions of the active rows' multipliers.
+    size : ndarray
+        Of the active rows: what their residuals are relative to.
+    unit : float
+        Of the objective, for the gap.
+    """
+
+    def __init__(
+        self,
+        x: Vector,
+        parts: Sequence[tuple[Vector, Matrix]],
+        optimum: tuple[float, Vector, Matrix],
+        held: npt.NDArray[np.int64],
+        size: Vector,
+        unit: float,
+    ) -> None:
+        self._x, self._unit = x, unit
+        self._value, self._gradient, self.hessian = optimum
+        self._base = np.concatenate([part for part, _ in parts])
+        self._slope = np.concatenate([slope for _, slope in parts])
+        ends = np.cumsum([len(part) for part, _ in parts])
+        self._answer, self._dual, self._left, self._residual = (int(end) for end in ends[:4])
+        self._margin = parts[4][0]
+        self._edge, self._clear = (t * (1.0 + np.abs(self._margin)) for t in (_EDGE, _NEAR))
+        self._held, self._size = held, size
+
+    def answer(self, x: Vector) -> _Found | None:
+        """Answer, value, gradient of the value in x, relative gap and violation; None outside the region."""
+        moved = x - self._x
+        at = self._base + self._slope @ moved
+        if (at[self._residual :] < self._edge).any():
+            return None
+        y, dual = at[: self._answer], at[self._answer : self._dual]
+        bend = self.hessian @ moved
+        value = self._value + float((self._gradient + 0.5 * bend) @ moved)
+        residual = np.abs(at[self._left : self._residual])
+        gap = float(np.abs(at[self._dual : self._left]) @ np.abs(y))
+        outside = 0.0
+        if len(residual):
+            gap += float(np.abs(dual[self._held]) @ residual)
+            outside = float(np.max(residual / self._size))
+        gap *= self._unit / (1.0 + abs(value))
+        return QuadraticAnswer(y, dual, 0), value, self._gradient + bend, gap, outside
+
+    def inside(self, x: Vector) -> bool:
+        """Whether x is clearly in the region."""
+        margin = self._margin + self._slope[self._residual :] @ (x - self._x)
+        return bool((margin > self._clear).all())
+
+
 class QuadraticProgram:
     """A quadratic objective under affine constraints and bounds in v = (x, y); x can be held.
+
+    Answers are affine in x as long as the active set stays: the last few such regions are kept, so that most answers
+    cost a product, not a solve. Every answer's residuals are computed all the same.
 
     Parameters
     ----------
@@ -103,7 +179,9 @@ class QuadraticProgram:
         curved = hessian[k:, k:]
         column, row = equilibrate(rows[:, k:], ((slope[k:], curved),))
         self._column, row = powers_of_two(column), powers_of_two(row)
-        unit = self._unit = powers_of_two(np.asarray(steepest(slope[k:], curved, self._column)))
+        unit = self._unit = float(
+            powers_of_two(np.asarray(steepest(slope[k:], curved, self._column)))
+        )
         self._factors = np.concatenate([unit / self._column, unit * row])  # of the multipliers
         column = np.concatenate([np.ones(k), self._column])
         rows, hessian = row[:, None] * rows * column, hessian * column * column[:, None] / unit
@@ -115,12 +193,21 @@ class QuadraticProgram:
         self._low = np.maximum(bounds[0][k:] / self._column, -INFINITE)
         self._high = np.minimum(bounds[1][k:] / self._column, INFINITE)
         self._none = np.full(self.inequalities, -INFINITE)
+        self.size = len(self._slope)
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what is known from earlier answers."""
+        self._regions: list[_Region] = []
+        self._degenerate = 0  # answers in a row whose active set is none
 
     def user_units(self, answer: QuadraticAnswer) -> QuadraticAnswer:
         """An answer of :meth:`solve` in the units that the program came in."""
-        return replace(answer, z=answer.z * self._column, dual=answer.dual * self._factors)
+        return QuadraticAnswer(
+            answer.z * self._column, answer.dual * self._factors, answer.iterations
+        )
 
-    def solve(self, x: Vector) -> tuple[QuadraticAnswer, float, Vector, float, float] | None:
+    def solve(self, x: Vector) -> _Found | None:
         """Answer, value, gradient of the value in x, relative gap and violation; None where it is not sharp.
 
         The answer is in the program's own units, see :meth:`user_units`.
@@ -129,89 +216,377 @@ class QuadraticProgram:
         ------
         LowerInfeasibleError
         """
-        unit = self._unit
-        right = -(self._offset + self._given @ x)
-        q = self._slope + x @ self._cross
-        m, n = self.inequalities, len(q)
+        for position, region in enumerate(self._regions):
+            found = region.answer(x)
+            if found is not None and max(found[3:]) <= _ROUNDING:
+                if position:
+                    self._regions.insert(0, self._regions.pop(position))
+                return found
+        right, q = -(self._offset + self._given @ x), self._slope + x @ self._cross
         answer = solve_or_explain(
             self._hessian,
             q,
             self._rows,
             np.concatenate([self._high, right]),
-            np.concatenate([self._low, self._none, right[m:]]),
+            np.concatenate([self._low, self._none, right[self.inequalities :]]),
         )
         if answer is None:
             return None
-        y, dual = answer.z, answer.dual
-        bent, rows = self._hessian @ y, dual[n:]
-        bent_x = self._hessian_x @ x
+        found = self._assess(answer, x, q, right)
+        if found is not None and len(x) and self._degenerate < _MISSES:
+            known = self._region(x, found, q, right)
+            self._degenerate = self._degenerate + 1 if known is None else 0
+            if known is not None:
+                self._regions = [known, *self._regions[: _REGIONS - 1]]
+        return found
+
+    def _assess(
+        self, answer: QuadraticAnswer, x: Vector, q: Vector, right: Vector
+    ) -> _Found | None:
+        y, n, m = answer.z, self.size, self.inequalities
+        own, rows = answer.dual[:n], answer.dual[n:]
+        bent, bent_x = self._hessian @ y, self._hessian_x @ x
+        unit = self._unit
         value = float(
             self.constant
             + unit * (self._slope_x @ x + 0.5 * (x @ bent_x) + q @ y + 0.5 * (y @ bent))
         )
         gradient = unit * (self._slope_x + bent_x + self._cross @ y + rows @ self._given)
-        left = bent + q + rows @ self._rows + dual[:n]
+        left = bent + q + rows @ self._rows + own
         residual = self._rows @ y - right
-        bound = np.where(dual[:n] > 0, y - self._high, y - self._low)
-        slackness = np.abs(dual[:n] @ np.where(dual[:n] != 0, bound, 0.0)) + np.abs(rows @ residual)
-        gap = float(unit * (slackness + np.abs(left) @ np.abs(y))) / (1.0 + abs(value))
-        residual[:m] = np.maximum(residual[:m], 0.0)
-        outside = max(
-            float(np.max(np.abs(residual) / (1.0 + np.abs(right)), initial=0.0)),
-            float(np.max(np.maximum(y - self._high, self._low - y), initial=0.0)),
+        to_high, to_low = y - self._high, self._low - y
+        slackness = abs(rows @ residual) + np.abs(own) @ np.minimum(
+            np.abs(np.where(own > 0, to_high, to_low)), 1e20
         )
-        if gap > _SHARP or outside > 2e-8:
+        gap = float(unit * (slackness + np.abs(left) @ np.abs(y))) / (1.0 + abs(value))
+        residual = residual / (1.0 + np.abs(right))
+        outside = max(
+            float(np.max(to_high, initial=0.0)),
+            float(np.max(to_low, initial=0.0)),
+            float(np.max(residual, initial=0.0)),
+            float(np.max(-residual[m:], initial=0.0)),
+        )
+        if not (gap <= _SHARP and outside <= 2e-8):
             return None
         return answer, value, gradient, gap, outside
 
-    def value_hessian(self, x: Vector, answer: QuadraticAnswer) -> Matrix | None:
-        """Hessian of the value at x, None where the active rows are degenerate."""
-        y, dual, n = answer.z, answer.dual, len(answer.z)
-        right = -(self._offset + self._given @ x)
-        high = np.concatenate([self._high, right])
-        low = np.concatenate([self._low, self._none, right[self.inequalities :]])
+    def _region(self, x: Vector, found: _Found, q: Vector, right: Vector) -> _Region | None:
+        """The answer's critical region, None where the active set is degenerate."""
+        answer, value, gradient, *_ = found
+        y, dual, n, m = answer.z, answer.dual, self.size, self.inequalities
         at = np.concatenate([y, self._rows @ y])
-        near = np.minimum(high - at, at - low) <= _NEAR * (1.0 + np.abs(at))
+        above = np.concatenate([self._high, right]) - at
+        below = at - np.concatenate([self._low, self._none, right[m:]])
+        near = np.minimum(above, below) <= _NEAR * (1.0 + np.abs(at))
         active = np.abs(dual) > _NEAR * (1.0 + np.abs(dual).max(initial=0.0))
-        active[n + self.inequalities :] = True
-        if np.any(near != active):
+        active[n + m :] = True
+        if (near != active).any():
             return None
-        free = np.flatnonzero(~active[:n])
-        held = active[n:]
-        rows = self._rows[held][:, free]
-        k, m = len(free), len(rows)
-        if m > k:
+        free, fixed = np.flatnonzero(~active[:n]), np.flatnonzero(active[:n])
+        held = np.flatnonzero(active[n:])
+        cross = np.concatenate([self._cross[:, free].T, self._given[held]])
+        moved = kkt_solve(self._hessian[np.ix_(free, free)], self._rows[np.ix_(held, free)], -cross)
+        if moved is None:
             return None
-        kkt = np.zeros((k + m, k + m))
-        kkt[:k, :k] = self._hessian[np.ix_(free, free)]
-        kkt[:k, k:], kkt[k:, :k] = rows.T, rows
-        cross = np.vstack([self._cross[:, free].T, self._given[held]])
-        try:
-            moved = np.linalg.solve(kkt, -cross)
-        except np.linalg.LinAlgError:
-            return None
-        if not np.abs(moved).max(initial=0.0) < 1e8:
-            return None
-        return np.asarray(self._unit * (self._hessian_x + cross.T @ moved))
-
-
-class QuadraticLower:
-    """The lower level as a quadratic program; see :func:`quadratic_lower`."""
-
-    def __init__(self, program: QuadraticProgram, blocks: Sequence[DualBlock]) -> None:
-        self.program = program
-        n, m = len(program._slope), program.inequalities
-        first = {"inequality": n, "equality": n + m, "lower": 0, "upper": 0}
-        self._last: tuple[Vector, QuadraticAnswer] | None = None
-        self._blocks = [(block, first[block.kind] + block.entries) for block in blocks]
+        k, rows = len(free), self._rows[held]
+        slope, rows_slope = np.zeros((n, len(x))), np.zeros((len(right), len(x)))
+        slope[free], rows_slope[held] = moved[:k], moved[k:]
+        left = self._hessian @ y + q + dual[n:] @ self._rows + dual[:n]
+        left_slope = self._hessian @ slope + self._cross.T + rows.T @ moved[k:]
+        own_slope = np.zeros_like(slope)
+        own_slope[fixed], left_slope[fixed] = -left_slope[fixed], 0.0
+        loose = np.flatnonzero(~active[n : n + m])
+        tight = held[held < m]
+        high, low = free[self._high[free] < INFINITE], free[self._low[free] > -INFINITE]
+        sign, tight_sign = np.sign(dual[fixed])[:, None], np.sign(dual[n + tight])[:, None]
+        margins = (
+            (self._high[high] - y[high], -slope[high]),
+            (y[low] - self._low[low], slope[low]),
+            (
+                right[loose] - self._rows[loose] @ y,
+                -self._given[loose] - self._rows[loose] @ slope,
+            ),
+            (np.abs(dual[fixed]), sign * own_slope[fixed]),
+            (np.abs(dual[n + tight]), tight_sign * rows_slope[tight]),
+        )
+        parts = (
+            (y, slope),
+            (dual, np.concatenate([own_slope, rows_slope])),
+            (left, left_slope),
+            (rows @ y - right[held], rows @ slope + self._given[held]),
+            tuple(np.concatenate(part) for part in zip(*margins, strict=True)),
+        )
+        hessian, unit = self._unit * (self._hessian_x + cross.T @ moved), self._unit
+        size = 1.0 + np.abs(right[held])
+        return _Region(x.copy(), parts, (value, gradient, hessian), n + held, size, unit)  # type: ignore[arg-type]
 
     def value_hessian(self, x: Vector) -> Matrix | None:
         """Hessian of the value at x, from the KKT system of the active rows; None where these are not clear."""
-        if self._last is None or not np.array_equal(self._last[0], x):
-            self.saddle(x)
-        if self._last is None or not np.array_equal(self._last[0], x):
+        if not any(region.inside(x) for region in self._regions[:1]):
+            self._degenerate = 0
+            self.solve(x)
+        if self._regions and self._regions[0].inside(x):
+            return self._regions[0].hessian
+        return None
+
+
+def kkt_solve(hessian: Matrix, rows: Matrix, right: Matrix) -> Matrix | None:
+    """Solve ``[[hessian, rows'], [rows, 0]] z = right``, None where it is singular."""
+    n, m = len(hessian), len(rows)
+    if m > n:
+        return None
+    kkt = np.zeros((n + m, n + m))
+    kkt[:n, :n], kkt[:n, n:], kkt[n:, :n] = hessian, rows.T, rows
+    try:
+        found = np.linalg.solve(kkt, right)
+    except np.linalg.LinAlgError:
+        return None
+    return found if np.abs(found).max(initial=0.0) < 1e8 else None
+
+
+def curvature_of_value(
+    hessian: Matrix, rows: Matrix, nx: int, free: npt.NDArray[np.int64]
+) -> Matrix | None:
+    """Hessian in x of an optimal value, from the KKT system of its active rows; None where that is singular.
+
+    Parameters
+    ----------
+    hessian : ndarray of shape (nx + n, nx + n)
+        Of the Lagrangian in (x, y).
+    rows : ndarray of shape (m, nx + n)
+        Jacobian of the active rows.
+    nx : int
+    free : ndarray of int
+        Entries of y that are at no bound.
+    """
+    columns = nx + free
+    cross = np.vstack([hessian[columns, :nx], rows[:, :nx]])
+    moved = kkt_solve(hessian[np.ix_(columns, columns)], rows[:, columns], -cross)
+    return None if moved is None else np.asarray(hessian[:nx, :nx] + cross.T @ moved)
+
+
+class _Pattern(NamedTuple):
+    """An active set: of the bounds and rows together, and its parts."""
+
+    active: npt.NDArray[np.bool_]
+    free: npt.NDArray[np.int64]
+    fixed: npt.NDArray[np.int64]
+    held: npt.NDArray[np.int64]
+    at: Vector  # the fixed entries' values, zero elsewhere
+    sign: Vector  # of the multipliers; zero where it is free
+
+
+class VaryingProgram:
+    """A program that is quadratic in y for every x, its data read off the functions at x.
+
+    The active set of the last answer is tried first: one linear system, where a solve takes one an iteration.
+
+    Parameters
+    ----------
+    functions : Functions
+        Of v = (x, y).
+    objective : int
+        Row to minimise; quadratic in y, and convex.
+    rows : tuple of slice
+        Inequalities and equalities, affine in y.
+    bounds : tuple of ndarray
+        On v.
+    held : int
+        Number of entries of x.
+    """
+
+    def __init__(
+        self,
+        functions: Functions,
+        objective: int,
+        rows: tuple[slice, slice],
+        bounds: tuple[Vector, Vector],
+        held: int,
+    ) -> None:
+        self._functions, self._objective, self._nx = functions, objective, held
+        inequality, equality = (np.arange(part.start, part.stop) for part in rows)
+        self._index, self.inequalities = np.concatenate([inequality, equality]), len(inequality)
+        self._low = np.maximum(bounds[0][held:], -INFINITE)
+        self._high = np.minimum(bounds[1][held:], INFINITE)
+        self.size = len(self._low)
+        self._bounded = bool(np.any(self._low > -INFINITE) or np.any(self._high < INFINITE))
+        self._weights = np.zeros(functions.size)
+        self._weights[objective] = 1.0
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what is known from earlier answers."""
+        self._last: tuple[Vector, QuadraticAnswer] | None = None
+        self._pattern: _Pattern | None = None
+
+    def user_units(self, answer: QuadraticAnswer) -> QuadraticAnswer:
+        """An answer of :meth:`solve`, which has the functions' units already."""
+        return answer
+
+    def solve(self, x: Vector) -> _Found | None:
+        """Answer, value, gradient of the value in x, relative gap and violation; None where it is not sharp.
+
+        Raises
+        ------
+        LowerInfeasibleError
+        """
+        k = self._nx
+        v = np.concatenate([x, np.zeros(self.size)])
+        value, jacobian = self._functions.value_jacobian(v, self._objective)
+        if not np.all(np.isfinite(value[self._objective :])):
             return None
-        return self.program.value_hessian(x, self._last[1])
+        hessian = self._functions.hessian(v, self._weights)[k:, k:]
+        q, rows = jacobian[self._objective, k:], jacobian[self._index, k:]
+        right = -value[self._index]
+        found = None
+        if self._pattern is not None:
+            guess = self._as_before(self._pattern, hessian, q, rows, right)
+            found = None if guess is None else self._assess(guess, x)
+        if found is None:
+            answer = self._solve_afresh(hessian, q, rows, right)
+            found = None if answer is None else self._assess(answer, x)
+            if answer is not None:
+                self._pattern = self._active(answer.dual)
+        self._last = None if found is None else (x.copy(), found[0])
+        return found
+
+    def _solve_afresh(
+        self, hessian: Matrix, q: Vector, rows: Matrix, right: Vector
+    ) -> QuadraticAnswer | None:
+        """By the solver, in units in which all are of order one, as its tolerances are absolute."""
+        column, row = (powers_of_two(unit) for unit in equilibrate(rows, ((q, hessian),)))
+        unit = float(powers_of_two(np.asarray(steepest(q, hessian, column))))
+        right, m = row * right, self.inequalities
+        low, high = (
+            np.clip(bound / column, -INFINITE, INFINITE) for bound in (self._low, self._high)
+        )
+        answer = solve_or_explain(
+            hessian * column * column[:, None] / unit,
+            q * column / unit,
+            row[:, None] * rows * column,
+            np.concatenate([high, right]),
+            np.concatenate([low, np.full(m, -INFINITE), right[m:]]),
+        )
+        if answer is None:
+            return None
+        factors = np.concatenate([unit / column, unit * row])
+        return QuadraticAnswer(answer.z * column, answer.dual * factors, answer.iterations)
+
+    def _active(self, dual: Vector) -> _Pattern:
+        n, m = self.size, self.inequalities
+        active = np.abs(dual) > _NEAR * (1.0 + np.abs(dual).max(initial=0.0))
+        active[n + m :] = True
+        sign = np.sign(dual)
+        sign[n + m :] = 0.0
+        return _Pattern(
+            active=active,
+            free=np.flatnonzero(~active[:n]),
+            fixed=np.flatnonzero(active[:n]),
+            held=np.flatnonzero(active[n:]),
+            at=np.where(active[:n], np.where(dual[:n] > 0, self._high, self._low), 0.0),
+            sign=sign,
+        )
+
+    def _as_before(
+        self, pattern: _Pattern, hessian: Matrix, q: Vector, rows: Matrix, right: Vector
+    ) -> QuadraticAnswer | None:
+        """Answer on an earlier answer's active set, None where that is not the right one."""
+        n, m, free, held = self.size, self.inequalities, pattern.free, pattern.held
+        if len(free) == n:
+            base, inner, active = np.concatenate([q, -right[held]]), hessian, rows[held]
+        else:
+            base = np.concatenate(
+                [q[free] + hessian[free] @ pattern.at, rows[held] @ pattern.at - right[held]]
+            )
+            inner, active = hessian[np.ix_(free, free)], rows[np.ix_(held, free)]
+        both = kkt_solve(inner, active, -base)
+        if both is None:
+            return None
+        y, found = pattern.at.copy(), np.zeros(n + len(rows))
+        y[free] = both[: len(free)]
+        found[n + held] = both[len(free) :]
+        if len(pattern.fixed):
+            slope = hessian @ y + q + found[n:] @ rows
+            found[pattern.fixed] = -slope[pattern.fixed]
+        if m and ((rows @ y - right)[:m] > 1e-13 * (1.0 + np.abs(right[:m]))).any():
+            return None
+        if self._bounded and ((y > self._high) | (y < self._low)).any():
+            return None
+        return None if (found * pattern.sign < 0).any() else QuadraticAnswer(y, found, 1)
+
+    def _assess(self, answer: QuadraticAnswer, x: Vector) -> _Found | None:
+        y, n, m, k = answer.z, self.size, self.inequalities, self._nx
+        own, rows = answer.dual[:n], answer.dual[n:]
+        values, jacobian = self._functions.value_jacobian(np.concatenate([x, y]), self._objective)
+        value, gradient = float(values[self._objective]), jacobian[self._objective]
+        gap = outside = 0.0
+        if len(rows):
+            own_rows, residual = jacobian[self._index], values[self._index]
+            gradient = gradient + rows @ own_rows
+            gap += abs(float(rows @ residual))
+            residual = residual / (1.0 + np.abs(own_rows[:, k:]) @ np.abs(y))
+            outside = max(0.0, float(np.max(residual)), float(np.max(-residual[m:], initial=0.0)))
+        left = gradient[k:] + own
+        if self._bounded:
+            to_high, to_low = y - self._high, self._low - y
+            outside = max(outside, float(np.max(to_high)), float(np.max(to_low)))
+            distance = np.abs(np.where(own > 0, to_high, to_low))
+            gap += float(np.abs(own) @ np.minimum(distance, 1e20))
+        gap = (gap + float(np.abs(left) @ np.abs(y))) / (1.0 + abs(value))
+        if not (gap <= _SHARP and outside <= 2e-8):
+            return None
+        return answer, value, gradient[:k], gap, outside
+
+    def value_hessian(self, x: Vector) -> Matrix | None:
+        """Hessian of the value at x; None where the active rows are not clear."""
+        if self._last is None or not np.array_equal(self._last[0], x):
+            self.solve(x)
+        if self._last is None:
+            return None
+        y, dual = self._last[1].z, self._last[1].dual
+        pattern, v = self._active(dual), np.concatenate([x, y])
+        values, jacobian = self._functions.value_jacobian(v, self._objective)
+        slack = np.concatenate(
+            [np.minimum(self._high - y, y - self._low), np.abs(values[self._index])]
+        )
+        if ((slack <= _NEAR * (1.0 + np.abs(v).max())) != pattern.active).any():
+            return None
+        weights = self._weights.copy()
+        weights[self._index] = dual[self.size :]
+        return curvature_of_value(
+            self._functions.hessian(v, weights),
+            jacobian[self._index[pattern.held]],
+            self._nx,
+            pattern.free,
+        )
+
+
+class QuadraticLower:
+    """The lower level as a quadratic program, its answers as saddle points with multipliers by name.
+
+    Parameters
+    ----------
+    program : QuadraticProgram or VaryingProgram
+    blocks : sequence of DualBlock
+    """
+
+    def __init__(
+        self, program: QuadraticProgram | VaryingProgram, blocks: Sequence[DualBlock]
+    ) -> None:
+        self.program = program
+        n, m = program.size, program.inequalities
+        first = {"inequality": n, "equality": n + m, "lower": 0, "upper": 0}
+        self._blocks: list[tuple[str, Any, float, tuple[int, ...]]] = []
+        for block in blocks:
+            entries: Any = first[block.kind] + block.entries
+            if np.all(np.diff(entries) == 1) and len(entries):
+                entries = slice(int(entries[0]), int(entries[-1]) + 1)
+            sign = {"equality": 0.0, "lower": -1.0}.get(block.kind, 1.0)
+            self._blocks.append((block.name, entries, sign, block.shape))
+
+    def value_hessian(self, x: Vector) -> Matrix | None:
+        """Hessian of the value at x; None where it is not clear."""
+        return self.program.value_hessian(x)
 
     def saddle(self, x: Vector) -> Saddle | None:
         """Saddle point at x, None where it is not sharp.
@@ -227,7 +602,6 @@ class QuadraticLower:
         if found is None:
             return None
         answer, value, gradient, gap, violation = found
-        self._last = x, answer
         answer = self.program.user_units(answer)
         return Saddle(
             y=answer.z,
@@ -242,11 +616,11 @@ class QuadraticLower:
     def _duals(self, flat: Vector) -> dict[str, Any]:
         """Multipliers by name, in CVXPY's sign."""
         duals = {}
-        for block, positions in self._blocks:
-            part = flat[positions]
-            if block.kind != "equality":
-                part = np.maximum(-part if block.kind == "lower" else part, 0.0)
-            duals[block.name] = part.reshape(block.shape, order="F")
+        for name, entries, sign, shape in self._blocks:
+            part = flat[entries]
+            if sign:
+                part = np.maximum(sign * part, 0.0)
+            duals[name] = part.reshape(shape, order="F")
         return duals
 
 

@@ -69,17 +69,21 @@ class Scaled:
         self.x_unit, self.y_unit = column[: len(x)], column[len(x) :]
         self._column, self._rows = column, (row[: here.inequalities], row[here.inequalities :])
         self.bounds = (model.bounds[0] / column, model.bounds[1] / column)
+        self._slopes = column / self.upper_unit, column / self.lower_unit
+        self._bends = column * column[:, None] / self.upper_unit
+        self._same = bool((column == 1.0).all() and (row == 1.0).all() and (units == 1.0).all())
 
     def derivatives(self, x: Vector, y: Vector) -> Derivatives:
         """See :class:`blocc.methods.joint.HasDerivatives`, in these units, like all that follows."""
+        if self._same:
+            return self.model.derivatives(x, y)
         data = self.model.derivatives(x * self.x_unit, y * self.y_unit)
         inequality, equality = self._rows
-        return replace(
-            data,
+        return data._replace(
             upper=data.upper / self.upper_unit,
-            upper_gradient=data.upper_gradient * self._column / self.upper_unit,
+            upper_gradient=data.upper_gradient * self._slopes[0],
             lower=data.lower / self.lower_unit,
-            lower_gradient=data.lower_gradient * self._column / self.lower_unit,
+            lower_gradient=data.lower_gradient * self._slopes[1],
             inequality=data.inequality * inequality,
             inequality_jacobian=self._scaled(data.inequality_jacobian, inequality),
             equality=data.equality * equality,
@@ -87,7 +91,9 @@ class Scaled:
         )
 
     def _scaled(self, jacobian: Any, rows: Vector) -> Any:
-        if sparse.issparse(jacobian):
+        if not len(rows):
+            return jacobian
+        if not isinstance(jacobian, np.ndarray):
             return (
                 sparse.dia_array((rows[None], [0]), shape=(len(rows),) * 2)
                 @ jacobian
@@ -97,6 +103,8 @@ class Scaled:
 
     def hessian(self, x: Vector, y: Vector, gamma: float, dual: Vector, equal: Vector) -> Vector:
         """Hessian of the Lagrangian."""
+        if self._same:
+            return self.model.hessian(x, y, gamma, dual, equal)
         unit, (inequality, equality) = self.upper_unit, self._rows
         hessian = self.model.hessian(
             x * self.x_unit,
@@ -105,10 +113,12 @@ class Scaled:
             unit * dual * inequality,
             unit * equal * equality,
         )
-        return np.asarray(hessian * self._column * self._column[:, None] / unit)
+        return np.asarray(hessian * self._bends)
 
     def lower(self, x: Vector, *, tol: float, warm: Any = None) -> Saddle:
         """Saddle point of the lower level; its duals stay in the user's units."""
+        if self._same:
+            return self.model.lower(x, tol=tol, warm=warm)
         saddle = self.model.lower(x * self.x_unit, tol=tol, warm=warm)
         value = saddle.value / self.lower_unit
         gap = saddle.gap * (1.0 + abs(saddle.value)) / self.lower_unit

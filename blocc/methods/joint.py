@@ -15,9 +15,9 @@ that looking over the whole range of x is cheap, and no local descent can do it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sparse
@@ -49,6 +49,7 @@ MAX_VARIABLES = 200
 _ITERATIONS = 40  # of a stage
 _ACCEPT = 1e-3  # least ratio of actual to predicted decrease
 _PASSING = 1e-10  # relative decrease that ends a stage on the way
+_EXACT = 1e-4  # deviation of the ratio from 1 that ends a stage on the way
 _GOOD = 0.5  # ratio below which y is moved on at the new x
 _LINEAR = 1e-10  # Hessian, relative to the gradient, that makes no difference
 _DIFFERENCE = 1e-5  # relative step of the curvature differences
@@ -56,6 +57,7 @@ _MEMORY = 30  # linearisations of v kept
 _CUTS = 8  # at most so many used in a step
 _FRACTIONS = tuple(1.35**-k for k in range(20, -1, -1))  # of the range of x_i, in the scan
 _WIDE = 3  # upper variables from which on axes through one point are a small part of the range
+_TILT = 1e-3  # of a start, relative
 _SCANNED = 4  # local minima of a scan from which to run, beside better points
 _ROUNDS = 10  # of scans
 _MOVE = 1e-3  # relative, of a probe
@@ -67,8 +69,7 @@ _LOWER_TOL = 1e-10
 
 
 # ------------------------------------------------------------------------------------- the contract
-@dataclass(frozen=True)
-class Derivatives:
+class Derivatives(NamedTuple):
     """Values and first derivatives at one (x, y); a column for every entry of x, then of y.
 
     Attributes
@@ -120,8 +121,7 @@ class HasValueHessian(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class JointPoint:
+class JointPoint(NamedTuple):
     """A point that the method reached.
 
     Attributes
@@ -166,8 +166,7 @@ class JointPoint:
 
 
 # ------------------------------------------------------------------------------------ merit function
-@dataclass(frozen=True)
-class _Iterate:
+class _Iterate(NamedTuple):
     """A point with all that a step needs."""
 
     v: Vector
@@ -189,7 +188,9 @@ class _Merit:
     def __init__(self, model: Scaled, nx: int, bounds: tuple[Vector, Vector]) -> None:
         self.model, self.nx, self.bounds = model, nx, bounds
         self.gamma = 0.0
-        self.memory: list[tuple[float, Vector, Vector]] = []  # of v: value, gradient, x
+        # linearisations of v, the latest first: value, gradient and x of each
+        self.memory = np.zeros((_MEMORY, 1 + 2 * nx))
+        self._remembered = 0
         self._known: tuple[Vector, Saddle] | None = None  # the last lower level solved
         self.bend = np.zeros((nx, nx))  # Hessian of v, taken last at
         self._bent: Vector | None = None
@@ -211,8 +212,12 @@ class _Merit:
             noise = self.gamma * saddle.gap * (1.0 + abs(value))
             slope[: self.nx] = saddle.grad_x
         phi, gradient = self._objective(v, data, value, slope)
-        violation = float(np.maximum(data.inequality, 0.0).sum() + np.abs(data.equality).sum())
-        if not (np.isfinite(phi + violation) and np.all(np.isfinite(gradient))):
+        violation = 0.0
+        if len(data.inequality):
+            violation += float(np.maximum(data.inequality, 0.0).sum())
+        if len(data.equality):
+            violation += float(np.abs(data.equality).sum())
+        if not (math.isfinite(phi + violation) and math.isfinite(gradient.sum())):
             return None
         return _Iterate(v, data, value, slope, phi, gradient, violation, noise)
 
@@ -234,7 +239,9 @@ class _Merit:
                     bend = np.array([self._value_curvature(here, k) for k in range(n)])
                 self._bent, self.bend = x, 0.5 * (bend + bend.T)
             hessian[:n, :n] -= self.gamma * self.bend
-        return np.where(np.isfinite(hessian), hessian, 0.0)
+        if not math.isfinite(hessian.sum()):
+            hessian = np.where(np.isfinite(hessian), hessian, 0.0)
+        return hessian
 
     def _value_curvature(self, here: _Iterate, k: int) -> Vector:
         """Column k of the Hessian of v on the smooth piece around here."""
@@ -256,8 +263,10 @@ class _Merit:
         return np.zeros(self.nx)
 
     def _remember(self, saddle: Saddle, x: Vector) -> None:
-        entry = (saddle.value, np.asarray(saddle.grad_x), x)
-        self.memory = [*self.memory[-_MEMORY:], entry]
+        self.memory[1:] = self.memory[:-1].copy()
+        self.memory[0, 0] = saddle.value
+        self.memory[0, 1 : 1 + self.nx], self.memory[0, 1 + self.nx :] = saddle.grad_x, x
+        self._remembered = min(self._remembered + 1, _MEMORY)
 
     def cuts(self, here: _Iterate, distance: float) -> list[tuple[float, Vector]]:
         """Remembered linearisations from nearby that lie above v here: v is locally concave there.
@@ -268,12 +277,14 @@ class _Merit:
             ``level <= 0`` is v here minus the linearisation here; ``slope`` is padded for y.
         """
         found: list[tuple[float, Vector]] = []
-        if self.gamma <= 0 or not self.memory:
+        if self.gamma <= 0 or not self._remembered:
             return found
         value, turn, away = self._recalled(here)
         # linearisations above v, of another smooth piece: the step's curvature counts this one
         near = np.abs(away).max(axis=1) <= distance
         above = value <= 1e-11 * (1.0 + abs(here.value))
+        if not np.any(near & above):
+            return found
         bend = np.abs(turn - away @ self.bend).max(axis=1)
         for row in np.flatnonzero(near & above & (bend > 0.1 * np.abs(turn).max(axis=1))):
             slope = here.slope.copy()
@@ -288,8 +299,9 @@ class _Merit:
 
     def _recalled(self, here: _Iterate) -> tuple[Vector, Vector, Vector]:
         """For every remembered linearisation, the latest first: v here minus it, change of slope, offset in x."""
-        values, slopes, points = (np.array(part[::-1]) for part in zip(*self.memory, strict=True))
-        away = points - here.v[: self.nx]
+        known = self.memory[: self._remembered]
+        values, slopes = known[:, 0], known[:, 1 : 1 + self.nx]
+        away = known[:, 1 + self.nx :] - here.v[: self.nx]
         level = here.value - values + (slopes * away).sum(axis=1)
         return level, slopes - here.slope[: self.nx], away
 
@@ -328,8 +340,7 @@ class _Direction(_Merit):
 
 
 # -------------------------------------------------------------------------------------- trust region
-@dataclass(frozen=True)
-class _Step:
+class _Step(NamedTuple):
     """A step with the multipliers of inequalities, equalities and bounds."""
 
     d: Vector
@@ -407,6 +418,10 @@ class _TrustRegion:
                 last, hessian = step, None
                 continue
             here, last, hessian = trial, accepted, None
+            exact = self.tolerance >= _PASSING and abs(ratio - 1.0) < _EXACT
+            if exact and length < 0.9 * self.radius and here.violation <= 1e-9:
+                self.converged = True  # the model was right, and this was its minimiser
+                break
             # about twice the predicted decrease: there is no such curvature along this way
             trust = max(0.1 * trust, 1e-6) if ratio > 1.5 else min(3.0 * trust, 1.0)
             if ratio > 0.7 and length > 0.8 * self.radius:
@@ -428,12 +443,11 @@ class _TrustRegion:
         if ratio < _ACCEPT and trial.violation > 1e-14:
             # curved constraints can reject good steps (Maratos): use their values at the trial
             jacobians = here.data.inequality_jacobian, here.data.equality_jacobian
-            data = replace(
-                here.data,
+            data = here.data._replace(
                 inequality=trial.data.inequality - jacobians[0] @ step.d,
                 equality=trial.data.equality - jacobians[1] @ step.d,
             )
-            corrected = self._step(replace(here, data=data), hessian, cuts)
+            corrected = self._step(here._replace(data=data), hessian, cuts)
             if corrected is not None:
                 second = merit.at(np.clip(here.v + corrected.d, *merit.bounds))
                 ratio = self._ratio(here, second, step)
@@ -487,28 +501,40 @@ class _TrustRegion:
         ``g - v`` may be convex there and nowhere else.
         """
         hessian = self.merit.curvature(here, last.dual, last.equal)
-        strong = 1e-6 * (1.0 + np.abs(here.gradient).max())
-        normals = np.vstack(
-            [
-                _dense(here.data.inequality_jacobian)[last.dual > strong],
-                _dense(here.data.equality_jacobian),
-                np.eye(len(here.v))[np.abs(last.bound) > strong],
-            ]
-        )
-        lengths = np.linalg.norm(normals, axis=1)
-        unit = normals[lengths > 0] / lengths[lengths > 0, None]
+        strong = 1e-6 * (1.0 + float(np.abs(here.gradient).max()))
         scale = float(np.abs(hessian).max(initial=0.0))
         floor = 1e-8 * max(scale, 1e-3)
-        across = np.eye(len(here.v))[:, :0]
-        along = np.eye(len(here.v))
-        if len(unit):
-            _, sizes, basis = np.linalg.svd(unit)
-            rank = int(np.sum(sizes > 1e-8))
-            across, along = basis[:rank].T, basis[rank:].T
-        values, vectors = np.linalg.eigh(along.T @ hessian @ along)
-        vectors = along @ vectors
-        convex = (vectors * np.maximum(values, floor)) @ vectors.T
-        return np.asarray(convex + max(scale, floor) * across @ across.T)
+        # away from the bounds first, which takes no linear algebra, then along the rows
+        free = np.flatnonzero(np.abs(last.bound) <= strong)
+        rows = _dense(here.data.equality_jacobian)
+        active = last.dual > strong
+        if active.any():
+            rows = np.concatenate([_dense(here.data.inequality_jacobian)[active], rows])
+        full = len(free) == len(here.v)
+        if not full:
+            rows = rows[:, free]
+        lengths = np.sqrt((rows * rows).sum(axis=1))
+        if not lengths.all():
+            rows, lengths = rows[lengths > 0], lengths[lengths > 0]
+        inner = hessian if full else hessian[np.ix_(free, free)]
+        if len(rows):
+            _, sizes, basis = np.linalg.svd(rows / lengths[:, None])
+            rank = int(np.count_nonzero(sizes > 1e-8))
+            across, along = basis[:rank], basis[rank:]
+            values, vectors = np.linalg.eigh(along @ inner @ along.T)
+            vectors = along.T @ vectors
+            convex = (vectors * np.maximum(values, floor)) @ vectors.T
+            convex += max(scale, floor) * across.T @ across
+        else:
+            values, vectors = np.linalg.eigh(inner)
+            convex = (vectors * np.maximum(values, floor)) @ vectors.T
+        if full:
+            return np.asarray(convex)
+        total = np.zeros_like(hessian)
+        total[np.ix_(free, free)] = convex
+        bound = np.flatnonzero(np.abs(last.bound) > strong)
+        total[bound, bound] = max(scale, floor)
+        return total
 
     def _step(
         self, here: _Iterate, hessian: Vector, cuts: Sequence[tuple[float, Vector]]
@@ -521,16 +547,21 @@ class _TrustRegion:
         if step is None:
             return None
         d = step.d
-        multipliers = (np.abs(step.dual).max(initial=0.0), np.abs(step.equal).max(initial=0.0))
-        if max(multipliers) > self.weight:
-            self.weight = 2.0 * max(multipliers)
+        left = 0.0
+        if len(jacobian):
+            self._weigh(float(np.max(step.dual)))
+            left += float(np.maximum(here.data.inequality + jacobian @ d, 0.0).sum())
+        if len(equality):
+            self._weigh(float(np.abs(step.equal).max()))
+            left += float(np.abs(here.data.equality + equality @ d).sum())
         kink = max([0.0, *(level + float((here.slope - s) @ d) for level, s in cuts)])
-        left = float(
-            np.maximum(here.data.inequality + jacobian @ d, 0.0).sum()
-            + np.abs(here.data.equality + equality @ d).sum()
-        )
         predicted = -float(here.gradient @ d + 0.5 * d @ hessian @ d) - self.merit.gamma * kink
-        return replace(step, predicted=predicted + self.weight * (here.violation - left))
+        return step._replace(predicted=predicted + self.weight * (here.violation - left))
+
+    def _weigh(self, multiplier: float) -> None:
+        """Raise the weight of the violation above a multiplier."""
+        if multiplier > self.weight:
+            self.weight = 2.0 * multiplier
 
     def _subproblem(
         self,
@@ -551,59 +582,54 @@ class _TrustRegion:
         n, m, p = len(here.v), len(jacobian), len(equality)
         extra, slack = (1 if cuts else 0), (m + 2 * p if elastic else 0)
         size = n + extra + slack
-        P = np.zeros((size, size))
-        P[:n, :n] = hessian
-        tail = np.arange(n, size)
-        P[tail, tail] = 1e-8 * self.weight  # keeps the program strictly convex
-        q = np.concatenate(
-            [here.gradient, np.full(extra, self.merit.gamma), np.full(slack, self.weight)]
-        )
-        A = np.zeros((m + p + len(cuts), size))
-        ineq, eq = slice(0, m), slice(m, m + p)
-        A[ineq, :n], A[eq, :n] = jacobian, equality
-        if elastic:
-            first = n + extra
-            A[ineq, first : first + m] = -np.eye(m)
-            A[eq, first + m : first + m + p] = -np.eye(p)
-            A[eq, first + m + p :] = np.eye(p)
-        for row, (_, slope) in enumerate(cuts, start=m + p):
-            A[row, :n] = here.slope - slope
-            A[row, n] = -1.0
         low, high = self.merit.bounds
-        top = np.concatenate(
-            [
-                np.minimum(high - here.v, self.radius),
-                np.full(size - n, 1e12),
-                -here.data.inequality,
-                -here.data.equality,
-                [-level for level, _ in cuts],
-            ]
-        )
-        bottom = np.concatenate(
-            [
-                np.maximum(low - here.v, -self.radius),
-                np.zeros(size - n),
-                np.full(m, -INFINITE),
-                -here.data.equality,
-                np.full(len(cuts), -INFINITE),
-            ]
-        )
+        top = [np.minimum(high - here.v, self.radius), -here.data.inequality, -here.data.equality]
+        bottom = [
+            np.maximum(low - here.v, -self.radius),
+            np.full(m, -INFINITE),
+            -here.data.equality,
+        ]
+        if size == n:
+            P, q = hessian, here.gradient
+            A = np.concatenate([jacobian, equality])
+        else:
+            P = np.zeros((size, size))
+            P[:n, :n] = hessian
+            tail = np.arange(n, size)
+            P[tail, tail] = 1e-8 * self.weight  # keeps the program strictly convex
+            q = np.concatenate(
+                [here.gradient, np.full(extra, self.merit.gamma), np.full(slack, self.weight)]
+            )
+            A = np.zeros((m + p + len(cuts), size))
+            A[:m, :n], A[m : m + p, :n] = jacobian, equality
+            if elastic:
+                first = n + extra
+                A[:m, first : first + m] = -np.eye(m)
+                A[m : m + p, first + m : first + m + p] = -np.eye(p)
+                A[m : m + p, first + m + p :] = np.eye(p)
+            for row, (_, slope) in enumerate(cuts, start=m + p):
+                A[row, :n] = here.slope - slope
+                A[row, n] = -1.0
+            top.insert(1, np.full(size - n, 1e12))
+            bottom.insert(1, np.zeros(size - n))
+            top.append(np.array([-level for level, _ in cuts]))
+            bottom.append(np.full(len(cuts), -INFINITE))
         scale = 1.0 / max(float(np.abs(q).max()), 1e-300)
-        P *= scale
+        P = scale * P
         if np.abs(P).max() <= _LINEAR:
             P[:] = (
                 0.0  # the active-set solver takes a linear program, not a Hessian of rounding size
             )
-        answer = solve_dense_qp(P, scale * q, A, top, bottom)
+        answer = solve_dense_qp(P, scale * q, A, np.concatenate(top), np.concatenate(bottom))
         if answer is None:
             return None
         dual = answer.dual / scale
         rows = dual[size:]
-        return _Step(answer.z[:n], np.maximum(rows[ineq], 0.0), rows[eq], dual[:n], 0.0)
+        return _Step(answer.z[:n], np.maximum(rows[:m], 0.0), rows[m : m + p], dual[:n], 0.0)
 
 
 def _dense(matrix: Any) -> Vector:
-    return np.asarray(matrix.toarray() if sparse.issparse(matrix) else matrix)
+    return matrix if isinstance(matrix, np.ndarray) else np.asarray(matrix.toarray())
 
 
 # ----------------------------------------------------------------------------------------- the method
@@ -686,7 +712,7 @@ class Joint:
         runs: list[tuple[Vector | None, Sequence[float]]] = [(self.relaxed(origin), RISING)]
         runs.append((origin, SHORT))
         if self.nx >= _WIDE:
-            runs.append((origin, LONGER))
+            runs.append((self._tilted(origin), LONGER))
         further = list(self._further(starts, seed, origin, ends))
         runs += [(start, stages) for stages in (LOCAL, PATIENT) for start in further]
         for start, stages in runs[self.done :]:
@@ -723,7 +749,7 @@ class Joint:
         x, y, f = self.model.x_unit, self.model.y_unit, self.model.upper_unit
         if back:
             x, y, f = 1.0 / x, 1.0 / y, 1.0 / f
-        return replace(point, x=point.x * x, y=point.y * y, objective=point.objective * f)
+        return point._replace(x=point.x * x, y=point.y * y, objective=point.objective * f)
 
     def _finished_run(self) -> None:
         self.done += 1
@@ -738,6 +764,13 @@ class Joint:
         return bool(self.best.objective - self.bound <= 0.1 * self.tol * (1.0 + abs(self.bound)))
 
     # ---------------------------------------------------------------------------------------- starts
+    def _tilted(self, v: Vector) -> Vector:
+        """A start moved a little in x: descent from a symmetric start of a symmetric problem stays symmetric."""
+        size = 1.0 + np.abs(v[: self.nx])
+        moved, lower, upper = v.copy(), *self.model.bounds
+        moved[: self.nx] += _TILT * size * np.random.default_rng(0).normal(size=self.nx)
+        return np.clip(moved, lower, upper)
+
     def feasible(self, v: Vector) -> Vector:
         """Nearest jointly feasible point, as far as a few linearisations reach it."""
         size = 1.0 + float(np.abs(v).max())
@@ -810,7 +843,7 @@ class Joint:
             region = _TrustRegion(self.merit, radius, 10.0 * (1.0 + gamma), tolerance)
             if guess is not None:  # the lower level's multipliers grow with gamma
                 rise = gamma / before
-                guess = replace(guess, dual=rise * guess.dual, equal=rise * guess.equal)
+                guess = guess._replace(dual=rise * guess.dual, equal=rise * guess.equal)
             reached = region.run(v, guess=guess)
             guess, before = region.last, gamma
             if reached is None:
@@ -862,16 +895,13 @@ class Joint:
         data = self.model.derivatives(x, y)
         v = np.concatenate([x, y])
         lower, upper = self.model.bounds
-        outside = np.concatenate(
-            [
-                data.inequality / _steepness(data.inequality_jacobian),
-                np.abs(data.equality) / _steepness(data.equality_jacobian),
-                lower - v,
-                v - upper,
-                [0.0],
-            ]
-        )
-        worst = float(outside.max())
+        worst = max(0.0, _largest(lower - v), _largest(v - upper))
+        for values, jacobian in (
+            (data.inequality, data.inequality_jacobian),
+            (np.abs(data.equality), data.equality_jacobian),
+        ):
+            if len(values) and _largest(values) > worst:
+                worst = max(worst, _largest(values / _steepness(jacobian)))
         gap = (data.lower - saddle.value) / (1.0 + abs(saddle.value))
         return JointPoint(x, y, float(data.upper), gap, worst / (1.0 + float(np.abs(v).max())))
 
@@ -953,6 +983,12 @@ class Joint:
                         self.best, moved = point, True
             least = 1e-10 if moved else least  # the runs had not reached the end
             step *= 2.0 if moved else 0.1
+        if (
+            self.best is not None
+        ):  # where the slope is unbounded, the last digits count: they may be round
+            point = self.response(np.array([float(f"{value:.10e}") for value in self.best.x]))
+            if point is not None and point.better(self.best):
+                self.best = point
 
     def probe(self, point: JointPoint) -> tuple[JointPoint | None, float]:
         """Look for descent of the response a little way from a point, along the axes and in random directions.
@@ -1014,6 +1050,10 @@ class Joint:
             return float("nan")
         gained = before.phi - after.phi + region.weight * min(before.violation - after.violation, 0)
         return max(0.0, gained) / (1.0 + abs(before.phi))
+
+
+def _largest(values: Any) -> float:
+    return float(values.max())
 
 
 def _steepness(jacobian: Any) -> Vector:

@@ -118,7 +118,7 @@ def test_multipliers_that_prove_nothing_are_no_infeasibility(
         answer = real(P, q, A, upper, lower, **options)
         z = answer.z.copy()
         z[-1] = 1.0  # of the least shortfall, truly zero
-        return replace(answer, z=z)
+        return answer._replace(z=z)
 
     monkeypatch.setattr(dense, "solve_dense_qp", wrong)
     one = np.ones((1, 1))

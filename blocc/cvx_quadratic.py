@@ -12,16 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from blocc.conic_dense import INFINITE, Matrix, QuadraticAnswer, Vector, solve_or_explain
-from blocc.cvx_functions import Functions
 from blocc.errors import LowerInfeasibleError
 from blocc.model import Saddle
 from blocc.scaling import equilibrate, powers_of_two, steepest
+
+if TYPE_CHECKING:
+    from blocc.cvx_functions import Functions
 
 #: Largest number of rows times columns for which dense linear algebra is used.
 DENSE_LIMIT = 40_000
@@ -206,6 +208,10 @@ class QuadraticProgram:
         return QuadraticAnswer(
             answer.z * self._column, answer.dual * self._factors, answer.iterations
         )
+
+    def user_multipliers(self, ray: Vector) -> Vector:
+        """Multipliers that prove infeasibility, in the units that the program came in."""
+        return np.asarray(ray * self._factors / self._unit)
 
     def solve(self, x: Vector) -> _Found | None:
         """Answer, value, gradient of the value in x, relative gap and violation; None where it is not sharp.
@@ -598,7 +604,9 @@ class QuadraticLower:
         try:
             found = self.program.solve(x)
         except LowerInfeasibleError as error:
-            raise named_infeasibility(error, self._duals(error.ray)) from None
+            named = named_infeasibility(error, self._duals(error.ray))
+            named.ray = self._duals(self.program.user_multipliers(error.ray))
+            raise named from None
         if found is None:
             return None
         answer, value, gradient, gap, violation = found

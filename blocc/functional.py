@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from blocc import maxmin
+from blocc import conic_saddle, maxmin
 from blocc.arrays import (
     Backend,
     all_finite,
@@ -236,9 +236,10 @@ class FunctionalModel:
         if warm:
             y, duals, steps = _unpack(warm, problem, scale)
         try:
-            point = maxmin.solve(
-                problem, y, duals, tol=max(tol, 20.0 * precision(y)), name=label, steps=steps
-            )
+            tol = max(tol, 20.0 * precision(y))
+            point = conic_saddle.solve(problem, y, duals, tol=tol, name=label)
+            if point is None:
+                point = maxmin.solve(problem, y, duals, tol=tol, name=label, steps=steps)
         except LowerInfeasibleError as error:
             if error.ray is not None:
                 error.normal = self._normal(x, *error.ray)

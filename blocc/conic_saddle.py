@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from blocc.cvx_quadratic import QuadraticProgram
 from blocc.errors import LowerInfeasibleError
 from blocc.maxmin import SaddlePoint, SaddleProblem, kkt_residual
 from blocc.sets import Box
@@ -97,6 +96,8 @@ def _round(
     name: str,
 ) -> tuple[Vector, dict[str, Vector]] | None:
     """Answer and multipliers of the quadratic program made of the derivatives at a point."""
+    from blocc.cvx_quadratic import QuadraticProgram  # its solvers are imported only where used
+
     n, shape, box = y.size, y.shape, problem.y_set
     assert isinstance(box, Box)
     curvature = _hessian(problem, y, duals)

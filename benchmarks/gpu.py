@@ -5,7 +5,8 @@
 An iteration reads and writes a known number of bytes: it cannot be faster than these over the bandwidth that
 a plain array sum reaches on the same device (measured here). What it takes beyond that is launches and Python.
 A batch of small dense QPs is solved by one call of `solve_batch`, one by one by `solve`, and (on NumPy) one by one by
-OSQP and DAQP where they are installed.
+OSQP and DAQP where they are installed. On NumPy it also times a call of a small function and of its gradient through
+every library that takes derivatives and is installed: autograd, torch, jax.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ import numpy as np
 
 from benchmarks.environment import environment
 from blocc.arrays import resolve_backend
+from blocc.autodiff import Engine, Jax, Torch
 from blocc.errors import LowerNotSolvedError
 from blocc.maxmin import Constraint, SaddleProblem, solve, solve_batch
 from blocc.sets import Box
@@ -38,15 +41,21 @@ def _wait(xp: Any) -> Callable[[], None]:
 
 
 def bandwidth(xp: Any, size: int = 10_000_000) -> float:
-    """Bytes a second of ``a = b + c`` on arrays that no cache holds (two read, one written)."""
-    b, c, wait = xp.ones(size), xp.ones(size), _wait(xp)
+    """Bytes a second of ``a = b + c`` (two read, one written) over a dozen arrays, about what an iteration keeps.
+
+    At the default size no cache holds them; at a problem's size it is what the same arrays reach where they lie.
+    """
+    held, wait = [xp.ones(size) for _ in range(12)], _wait(xp)
+    rounds = max(1, 2_000_000 // size)
     best = float("inf")
     for _ in range(5):
         began = time.perf_counter()
-        b + c
+        for _ in range(rounds):
+            for b, c in zip(held[::2], held[1::2], strict=True):
+                b + c
         wait()
-        best = min(best, time.perf_counter() - began)
-    return 3 * 8 * size / best
+        best = min(best, (time.perf_counter() - began) / rounds)
+    return 3 * 8 * size * (len(held) // 2) / best
 
 
 def separable(xp: Any, size: int) -> tuple[SaddleProblem, Any]:
@@ -167,6 +176,30 @@ def _daqp(Q: Any, q: Any, A: Any, b: Any, tol: float) -> None:
     daqp.solve(Q, q, np.ascontiguousarray(A), b, np.full(len(b), -1e30), sense)
 
 
+def calls(library: str, size: int, repeat: int = 200) -> dict[str, Any]:
+    """Seconds of ``|x|^2 + |y|^2`` and of its gradient in y, called as the solver calls them; best of five rounds."""
+    engine = {"autograd": Engine, "torch": Torch, "jax": Jax}[library]()
+    if library == "jax":
+        engine.jax.config.update("jax_enable_x64", True)
+
+    def square(x: Any, y: Any, data: Any) -> Any:
+        return (y**2).sum() + (x**2).sum()
+
+    x, y = np.zeros(2), np.zeros(size)
+    value, gradient = engine.bind(square, None), engine.vjp("f", square, None, (1,))
+    row: dict[str, Any] = {"library": library, "size": size}
+    for name, call in (("value", lambda: value(x, y)), ("gradient", lambda: gradient(x, y, None))):
+        call()  # compilers are not charged
+        rounds = []
+        for _ in range(5):
+            began = time.process_time()
+            for _ in range(repeat):
+                call()
+            rounds.append((time.process_time() - began) / repeat)
+        row[name] = min(rounds)
+    return row
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; write gpu.json with ``--out``."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -183,16 +216,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for size in options.sizes.split(","):
         row = per_iteration(xp, int(size), options.iterations)
         row["floor"] = row["bytes"] / speed
+        row["floor_here"] = row["bytes"] / bandwidth(xp, int(size))
         rows.append(row)
         print(
             f"{row['size']:9d} variables: {1e6 * row['seconds']:9.0f} us an iteration, "
-            f"floor {1e6 * row['floor']:9.0f} us"
+            f"floor {1e6 * row['floor_here']:9.0f} us, from memory {1e6 * row['floor']:9.0f} us"
         )
     batches = []
     for count in options.batches.split(","):
         found = batch(xp, int(count))
         batches.append(found)
         print("  ".join(f"{k} {v:.4g}" for k, v in found.items()))
+    libraries = [name for name in ("autograd", "torch", "jax") if find_spec(name)]
+    called = [
+        calls(library, size)
+        for library in (libraries if options.backend == "numpy" else [])
+        for size in (5, 100_000)
+    ]
+    for row in called:
+        value, gradient = (1e6 * row[name] for name in ("value", "gradient"))
+        print(
+            f"{row['library']:9s}{row['size']:7d}: value {value:.0f} us, gradient {gradient:.0f} us"
+        )
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         record = {
@@ -201,6 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "bandwidth": speed,
             "per_iteration": rows,
             "batches": batches,
+            "calls": called,
         }
         (options.out / "gpu.json").write_text(json.dumps(record, indent=1) + "\n")
     return 0

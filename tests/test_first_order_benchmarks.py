@@ -76,3 +76,5 @@ def test_the_gpu_benchmark_runs_on_numpy(tmp_path):
     record = json.loads((tmp_path / "gpu.json").read_text())
     assert record["batches"][0]["solved"] == 2
     assert record["bandwidth"] > 1e6
+    assert {"autograd"} <= {row["library"] for row in record["calls"]}
+    assert all(row["gradient"] > 0 for row in record["calls"])

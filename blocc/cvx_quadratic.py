@@ -429,6 +429,10 @@ class VaryingProgram:
         """An answer of :meth:`solve`, which has the functions' units already."""
         return answer
 
+    def user_multipliers(self, ray: Vector) -> Vector:
+        """Multipliers that prove infeasibility, as :meth:`solve` has just raised them, in the functions' units."""
+        return np.asarray(ray * self._ray_factors)
+
     def solve(self, x: Vector) -> _Found | None:
         """Answer, value, gradient of the value in x, relative gap and violation; None where it is not sharp.
 
@@ -466,6 +470,7 @@ class VaryingProgram:
         low, high = (
             np.clip(bound / column, -INFINITE, INFINITE) for bound in (self._low, self._high)
         )
+        self._ray_factors = np.concatenate([1.0 / column, row])
         answer = solve_or_explain(
             hessian * column * column[:, None] / unit,
             q * column / unit,

@@ -104,6 +104,26 @@ def test_infeasibility_is_claimed_with_multipliers_that_prove_it() -> None:
     assert ray[2] * 1.0 + ray[3] * -2.0 < 0
 
 
+@pytest.mark.parametrize("product", [False, True], ids=["affine rows", "rows times x"])
+def test_infeasible_rows_are_named_with_multipliers_in_their_own_units(product: bool) -> None:
+    x, y = cp.Variable(name="x", bounds=[1, 2]), cp.Variable(2, name="y", bounds=[-5, 5])
+    factor = x if product else 1.0
+    rows = {
+        "large": 1e4 * factor * (y[0] + y[1]) <= 1e4,
+        "small": -1e-4 * (y[0] + y[1]) <= -3e-4,
+        "idle": y[0] <= 4,
+    }
+    lower = LowerProblem(cp.Minimize(cp.sum_squares(y)), rows, given=[x])
+    problem = BilevelProblem(cp.Minimize(cp.square(x)), lower)
+    with pytest.raises(LowerInfeasibleError, match="'large' and 'small'") as caught:
+        problem.lower(np.ones(1))
+    ray = caught.value.ray
+    # u (1e4 s - 1e4) + w (3e-4 - 1e-4 s) with u 1e4 = w 1e-4: positive for every s
+    large, small = float(np.ravel(ray["large"])[0]), float(np.ravel(ray["small"])[0])
+    assert 1e4 * large == pytest.approx(1e-4 * small, rel=1e-6)
+    assert large > 0
+
+
 def test_multipliers_that_prove_nothing_are_no_infeasibility(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

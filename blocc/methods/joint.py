@@ -624,8 +624,10 @@ class _TrustRegion:
         if answer is None:
             return None
         dual = answer.dual / scale
-        rows = dual[size:]
-        return _Step(answer.z[:n], np.maximum(rows[:m], 0.0), rows[m : m + p], dual[:n], 0.0)
+        rows, d = dual[size:], answer.z[:n]
+        # the radius is no bound: the next step will pass it
+        bound = np.where(np.abs(d) < 0.999999 * self.radius, dual[:n], 0.0)
+        return _Step(d, np.maximum(rows[:m], 0.0), rows[m : m + p], bound, 0.0)
 
 
 def _dense(matrix: Any) -> Vector:

@@ -57,6 +57,8 @@ Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
 Constraints = Sequence[Any] | Mapping[str, Any] | None
 UpperCallable = Callable[[Any, Any], float]
+#: The last answer: x, y, and the range of x that was searched.
+_Last = tuple[Vector, Vector, tuple[Vector, Vector]]
 
 _TOL = 1e-10
 
@@ -599,6 +601,7 @@ class BilevelProblem:
         self._compiled_lower: list[_Compiled] | None = None
         self._quadratic = self._quadratic_lower()
         self._penalized: tuple[_Compiled, _Compiled] | None = None
+        self._last: _Last | None = None
         self._relaxed: Relaxation | None = None  # the answer, where it needs no tolerance
         self._relaxation: _Relaxed | None = None
         self._pieces: dict[str, _ConeTerm] | None = None
@@ -1077,8 +1080,11 @@ class BilevelProblem:
         method : {"auto", "joint", "lbfgsb", "spectral", "convex_concave"}
             "joint" steps in (x, y); the others in x alone, for large lower levels. "auto" chooses by size.
         warm_start : bool
-            Keep the compiled programs even if parameters changed shape-free values, and start from the last answer.
-            (The compiled programs are always kept; this only says where to start.)
+            Start from the last answer and the relaxation only, and search the axes through where that ends; where it
+            ends without a certificate, everything is searched as without it. For parameters that changed a little: an
+            answer that has become better elsewhere can be missed. What is compiled is kept in any case. Has no effect
+            with other methods than the joint one, with several starts, ``global_``, a checkpoint, or after
+            the upper variables' ``.value`` was changed.
         callback : callable, optional
             Called with a dict after every stage.
         checkpoint : path, optional
@@ -1128,7 +1134,14 @@ class BilevelProblem:
             result = self._named_result(result)
         else:
             kept = _Kept(self, checkpoint, resume, {"starts": starts, "seed": seed, "tol": tol})
-            result = self._solve_joint(starts, seed, tol, progress, global_, kept)
+            last = (
+                self._last if warm_start and starts == 1 and not global_ and not kept.used else None
+            )
+            if last is not None and not np.array_equal(last[0], self._start()):
+                last = None  # the user has set another start
+            result = self._solve_joint(starts, seed, tol, progress, global_, kept, last)
+            if last is not None and not result.success:
+                result = self._solve_joint(starts, seed, tol, progress, global_, kept, None)
         for variable in self.layout.variables:
             values = result.x if variable.name() in result.x else result.y
             variable.save_value(np.asarray(values[variable.name()]))
@@ -1163,6 +1176,7 @@ class BilevelProblem:
         progress: Progress,
         global_: bool,
         kept: _Kept,
+        last: _Last | None,
     ) -> Result:
         progress.header(
             f"blocc: {self.n_upper} upper and {self.n_lower} lower variables, joint method, tol {tol:.0e}"
@@ -1179,7 +1193,10 @@ class BilevelProblem:
         point: JointPoint | None = None
         try:
             with progress.timed("joint"):
-                point = method.solve(starts, seed)
+                if last is not None:
+                    point = method.follow(*last)
+                if point is None:
+                    point = method.solve(starts, seed)
             if point is None:
                 raise self._no_answer()
             if global_:
@@ -1217,6 +1234,8 @@ class BilevelProblem:
         if global_ and status is Status.STATIONARY:
             left = "unknown" if bound is None else f"{certificate.bound_gap:.1e}"
             message += f"; global optimality is not proven (relative gap {left})"
+        low, high = (end * method.model.x_unit for end in method.range)
+        self._last = (point.x, point.y, (low, high)) if certificate.ok(tol) else None
         progress.timings["total"] = progress.seconds
         progress.status(f"status: {status.name.lower()}: {message}; objective {objective:.8g}")
         result = self._named_result(
@@ -1434,7 +1453,7 @@ class _Kept:
         resume: str | os.PathLike[str] | None,
         options: Mapping[str, Any],
     ) -> None:
-        self.path = path
+        self.path, self.used = path, path is not None or resume is not None
         shape = {"upper": problem.n_upper, "lower": problem.n_lower}
         self.problem = {**options, **shape, "names": [v.name() for v in problem.layout.variables]}
         self.state: dict[str, Any] = {}

@@ -8,8 +8,10 @@ other units then gives the same numbers here, and the same answer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +29,7 @@ Vector = npt.NDArray[np.float64]
 _ROUNDS = 20  # of equilibration
 _CHANGE = 1e-6  # relative, of a derivative: more than rounding and differences make
 _BALANCE = 1e9  # gamma that leaves the Hessian of g alone
+_FIRST = np.ones(1)  # unit of a slope, beside those of the Hessian's rows
 _EXTREME = 40.0  # largest power of two of a unit
 
 
@@ -194,19 +197,32 @@ def equilibrate(
     tuple of ndarray
         Of shapes (n,) and (m,). A common factor of the columns is left open: their product is one.
     """
-    sizes = np.abs(jacobian)
-    bends = [np.vstack([np.abs(slope), np.abs(bend)]) for slope, bend in objectives]
-    column, row = np.ones(sizes.shape[1]), np.ones(len(sizes))
+    data = tuple((slope.tobytes(), hessian.tobytes()) for slope, hessian in objectives)
+    column, row = _equilibrated(jacobian.shape, jacobian.tobytes(), data)
+    return column.copy(), row.copy()
+
+
+@lru_cache(maxsize=8)  # a solve asks for the same programs again, and the next one often too
+def _equilibrated(
+    shape: tuple[int, int], jacobian: bytes, objectives: tuple[tuple[bytes, bytes], ...]
+) -> tuple[Vector, Vector]:
+    sizes, n = np.abs(np.frombuffer(jacobian).reshape(shape)), shape[1]
+    bends = [
+        np.abs(np.frombuffer(slope + hessian).reshape(n + 1, n)) for slope, hessian in objectives
+    ]
+    column, row = np.ones(n), np.ones(shape[0])
     for _ in range(_ROUNDS):
-        largest = (row[:, None] * sizes).max(axis=0, initial=0.0)
-        for bend, (slope, hessian) in zip(bends, objectives, strict=True):
-            factor = np.append(1.0, column)[:, None]
-            largest = np.maximum(
-                largest, (factor * bend).max(axis=0) / steepest(slope, hessian, column)
-            )
+        largest = np.zeros(n)
+        if len(row):
+            largest = (row[:, None] * sizes).max(axis=0)
+        factor = np.concatenate([_FIRST, column])[:, None]
+        for bend in bends:
+            steep = (factor * bend).max(axis=0)
+            largest = np.maximum(largest, steep / _one(np.max(steep * column)))
         column = column / np.sqrt(_one(largest * column))
-        column = column / np.exp(np.log(column).mean())
-        row = 1.0 / _one((sizes * column).max(axis=1, initial=0.0))
+        column = column / math.exp(np.log(column).mean())
+        if len(row):
+            row = 1.0 / _one((sizes * column).max(axis=1))
     return column, row
 
 

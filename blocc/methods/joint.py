@@ -728,12 +728,63 @@ class Joint:
             if before is None or self.attained:
                 break
             for point in self.scan(before, tried):
-                self.climb(np.concatenate([point.x, point.y]), LOCAL)
-                if point.better(self.best):
-                    self.best = point
+                self._explore(point)
             if self.best is before:
                 break
             self._finished_run()
+        return self._finish()
+
+    def follow(self, x: Vector, y: Vector, reach: tuple[Vector, Vector]) -> JointPoint | None:
+        """Run from the answer of a program like this one, from the relaxation, and from better points on the axes.
+
+        Parameters
+        ----------
+        x, y : ndarray
+            That answer, in the model's units.
+        reach : tuple of ndarray
+            Range of x there, see ``range``.
+
+        Returns
+        -------
+        JointPoint or None
+            None where the lower level has no answer there.
+        """
+        v = np.concatenate([x / self.model.x_unit, y / self.model.y_unit])
+        low, high = reach
+        self.range = low / self.model.x_unit, high / self.model.x_unit
+        own = self.response(v[: self.nx])
+        if (
+            own is not None
+        ):  # the last y may be the upper level's choice among several: keep it where it still is one
+            held = self.measure(v[: self.nx], v[self.nx :], self._saddle(v[: self.nx]))
+            v = v if held.better(own) else np.concatenate([own.x, own.y])
+        self.climb(np.clip(v, *self.model.bounds), SHORT)
+        start = None if self.attained else self.relaxed(v)
+        if start is not None:
+            self.climb(start, RISING)
+        if self.best is None:
+            return None
+        for _ in range(_ROUNDS):
+            before = self.best
+            if self.attained:
+                break
+            for point in self.scan(before, set()):
+                if point.better(self.best):
+                    self._explore(point)
+            if self.best is before:
+                break
+        return self._finish()
+
+    def _saddle(self, x: Vector) -> Saddle:
+        return self.model.lower(x, tol=_LOWER_TOL)
+
+    def _explore(self, point: JointPoint) -> None:
+        self.climb(np.concatenate([point.x, point.y]), LOCAL)
+        if point.better(self.best):
+            self.best = point
+
+    def _finish(self) -> JointPoint | None:
+        """The last digits, and the point in the model's units."""
         if self.best is not None:
             self.climb(np.concatenate([self.best.x, self.best.y]), FINAL)
         self.refine()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 import blocc
-from blocc.certificate import certify
+from blocc.certificate import Certificate, certify
 from blocc.errors import InvalidInputError, LowerLevelError, SolveError, SolveInterrupted
 from blocc.methods.homotopy import OnFailure, solve
 from blocc.model import Schedule
@@ -23,8 +23,10 @@ from blocc.result import Result, Status
 from . import arc_flow, output
 from .model import TransitModel
 from .network import Network
-from .search import AGAIN, Found, round_to_modules, search
+from .prices import answer
+from .search import Found, round_to_modules, search
 
+LARGE = 10_000  # pairs from which the closing solve, hundreds of lower solves, would take hours
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 LowerSolver = Literal["paths", "maxmin"]
 TRIALS, PAIRS = (
@@ -317,7 +319,7 @@ def design(
         def searched(now: Found) -> None:
             progress.row(
                 method="search",
-                gamma=AGAIN[-1][0],
+                gamma=np.nan,
                 penalized=np.nan,
                 response=-now.profit,
                 penalty=np.nan,
@@ -340,12 +342,18 @@ def design(
             start=TransitModel.schedule.limit, limit=TransitModel.schedule.limit
         )
         if found.interrupted:
-            result = _exactly(model, found.capacity, tol, Status.INTERRUPTED, progress)
+            result = _exactly(model, found.capacity(model), tol, Status.INTERRUPTED, progress)
+        elif not model.limited and len(network.trips) > LARGE:
+            result = _by_prices(model, found, tol, progress)
+            if on_failure == "raise":
+                raise SolveError(
+                    f"{result.message}. The answer is in this exception's result", result
+                )
         else:
             try:
                 result = solve(
                     model,
-                    found.capacity,
+                    found.start(model),
                     tol=tol,
                     max_iterations=max_iterations,
                     progress=progress,
@@ -356,7 +364,7 @@ def design(
                     raise
                 result = interrupt.result
             except LowerLevelError as error:  # the search's design is an answer all the same
-                result = _exactly(model, found.capacity, tol, Status.FEASIBLE, progress)
+                result = _exactly(model, found.capacity(model), tol, Status.FEASIBLE, progress)
                 result = replace(result, message=f"{result.message} ({error})")
                 if on_failure == "raise":
                     raise SolveError(result.message, result) from error
@@ -439,6 +447,44 @@ def _modules(network: Network, module: Any) -> Floats:
     if not np.all((modules > 0) & np.isfinite(modules)):
         raise InvalidInputError("module sizes must be positive and finite")
     return modules
+
+
+def _by_prices(model: TransitModel, found: Found, tol: float, progress: Progress) -> Result:
+    """The search's design with the passengers' answer that its prices prove; stationarity is not looked at."""
+    with progress.timed("certificate"):
+        capacity = found.capacity(model)
+        lower = model.lower(capacity, tol=tol, warm=answer(model, found.state))
+        proven = model.residuals(capacity, lower.y, lower.duals)
+        objective, bound = model.upper(capacity, lower.y), model.relaxation(tol=tol).bound
+    certificate = Certificate(
+        lower_gap=proven.gap,
+        violation=proven.violation,
+        dual_infeasibility=proven.dual_infeasibility,
+        complementarity=proven.complementarity,
+        stationarity=np.inf,
+        gamma=np.inf,
+        response_objective=objective,
+        response_violation=0.0,
+        penalized_objective=objective,
+        bound=bound,
+        bound_gap=None if bound is None else (objective - bound) / (1.0 + abs(objective)),
+    )
+    solved = certificate.lower_ok(tol)
+    status = Status.FEASIBLE if solved else Status.LOWER_NOT_SOLVED
+    progress.timings["total"] = progress.seconds
+    return Result(
+        x=capacity,
+        y=lower.y,
+        objective=objective,
+        lower_objective=proven.objective,
+        bound=bound,
+        status=status,
+        duals=dict(lower.duals),
+        certificate=certificate,
+        records=tuple(progress.records),
+        timings=dict(progress.timings),
+        message=f"{status.value} (stationarity is not tested on networks of more than {LARGE:,} pairs)",
+    )
 
 
 def _exactly(

@@ -116,11 +116,15 @@ class TransitModel:
             raise InvalidInputError(
                 f"budget {self.budget:g} does not pay for the minimum capacities, which cost {least:g}"
             )
-        limited = np.isfinite(self.budget)
+        budgeted = np.isfinite(self.budget)
         self.x_set: ConvexSet = (
             Budget(network.capacity_cost, self.budget, self.minimum, self.maximum)
-            if limited
+            if budgeted
             else Box(self.minimum, self.maximum)
+        )
+        # whether anything but nonnegativity limits the capacities
+        self.limited = bool(
+            budgeted or np.any(self.minimum > 0) or np.any(np.isfinite(self.maximum))
         )
         self.paths = PathNetwork(
             len(network.nodes),
@@ -253,7 +257,8 @@ class TransitModel:
         price = np.maximum(lower.duals["capacity"], 0.0)
 
         def built(multiplier: float) -> Array:
-            return self._unlimited_step(gamma, price + (1.0 + multiplier) * cost / gamma, tol)
+            extra = price + (1.0 + multiplier) * cost / gamma
+            return self._bounded_step(gamma, extra, tol)
 
         step = built(0.0)
         if cost @ step <= self.budget:
@@ -280,14 +285,22 @@ class TransitModel:
         projected: Array = self.x_set.project(below + np.clip(part, 0.0, 1.0) * (above - below))
         return projected
 
-    def _unlimited_step(self, gamma: float, extra: Array, tol: float) -> Array:
-        """The step with bounds but no budget, where capacity costs ``gamma * extra``."""
+    def unlimited_step(self, gamma: float, price: Array) -> Array:
+        """The convex-concave step without limits, from link prices: the flows that nothing but costs restrains."""
+        return self._restrained(gamma, price + self.network.capacity_cost / gamma)
+
+    def _restrained(self, gamma: float, extra: Array) -> Array:
         network, paths = self.network, self.paths
         utility = network.alternative_time + network.revenue / gamma
         length, pair, start, links = paths.shortest_paths(network.travel_time + extra)
         share = np.where(np.isfinite(length), expit(utility - length), 0.0)
         carried = (network.trips * share)[pair]
-        flow = np.bincount(links, np.repeat(carried, np.diff(start)), minlength=paths.links)
+        return np.bincount(links, np.repeat(carried, np.diff(start)), minlength=paths.links)
+
+    def _bounded_step(self, gamma: float, extra: Array, tol: float) -> Array:
+        """The step with bounds but no budget, where capacity costs ``gamma * extra``."""
+        network, paths = self.network, self.paths
+        flow = self._restrained(gamma, extra)
         if np.all(self.minimum == 0) and np.all(flow <= self.maximum):
             return flow
         # Up to the minimum a link's capacity is there anyway; above it, the extra cost, up to the maximum.
@@ -301,6 +314,7 @@ class TransitModel:
             paths.trips,
         )
         capacity = np.concatenate([self.minimum, self.maximum - self.minimum])
+        utility = network.alternative_time + network.revenue / gamma
         both = bounded.respond(capacity, utility, tol=tol).link_flow
         return np.minimum(self.minimum + both[paths.links :], self.maximum)
 

@@ -52,13 +52,19 @@ TRACE = 1e-7  # part of a pair's trips below which a path flow may be an interio
 # Load from which a link's capacity enters the Newton system, of few links and of more than MANY: every row helps
 # the steps, but a factorisation costs the cube of their number.
 NEARLY_FULL, NEARLY_FULL_OF_MANY, MANY = 0.3, 0.9, 300
-COLD, WARM = 0.1, 1e-2  # first gauge, in units of the prices to expect
+COLD, WARM = 0.1, 1e-3  # first gauge, in units of the prices to expect
+# Times that one barrier phase generates paths at most: far from the solution its prices want ever more, on large
+# networks hundreds of thousands.
+ROUNDS = 2
 CENTRED = 0.3  # Newton decrement, in units of the barrier's own size, at which a stage ends
 BALANCED = 2.0  # part of its capacity by which a link may then still miss its equation
 LOOK = 0.1  # factor by which the primal-dual residuals fall between two certificates
 # Primal-dual steps without such a reduction after which the next barrier phase comes.
 PATIENCE, PROGRESS = 6, 0.7
 SHRINK = 0.2  # its gauge, in units of the last barrier phase's
+FRUITLESS = (
+    4  # barrier phases in a row that do not halve the gap, after which rounding allows no more
+)
 SHORT = 0.1  # length below which a step centres instead of reducing the gauge
 SATURATED = 1e-9  # part of a pair's trips up to which those who stay away are too few to be counted
 ENTRY = 0.01  # part of a pair's trips that a path generated on the way may start with
@@ -468,11 +474,15 @@ class _Solve:
             weights = float(np.sum(self.room) + np.sum(self.row_room[self.limited]))
             self.gauge = min(self.gauge, self.gap_size / weights)
         self._first_prices()
-        while self.iterations < self.max_iterations:
+        rounds, least, fruitless = 0, np.inf, 0
+        while self.iterations < self.max_iterations and fruitless < FRUITLESS:
             self._centre()
             answer = self._certify()
-            if answer is None and self._extend() is None:
-                answer = self._follow()
+            rounds += 1
+            if answer is None and (rounds > ROUNDS or self._extend() is None):
+                answer, rounds = self._follow(), 0
+                fruitless = 0 if self.gap < 0.5 * least else fruitless + 1
+                least = min(least, self.gap)
             if answer is not None:
                 return answer
         raise LowerNotSolvedError(

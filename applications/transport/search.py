@@ -1,7 +1,8 @@
 """Iterated local search over whole designs: perturb the best one, climb again, keep what earns more.
 
-The profit has many local optima, and where the homotopy in gamma ends depends on where it begins. A climb here is the
-cheap form of it: plain convex-concave steps at moderate gamma, which need only the passengers' answer, at a loose
+The profit has many local optima, and where the homotopy in gamma ends depends on where it begins. Without limits on
+the capacities a climb goes over link prices (:mod:`blocc.applications.transport.prices`). With limits it is the cheap
+form of the homotopy: plain convex-concave steps at moderate gamma, which need only the passengers' answer, at a loose
 tolerance. The core's solve then starts from the best design found and certifies what it ends with.
 
 Trials come in rounds of a fixed size, all from the same incumbent, each with random numbers of its own. So the result
@@ -19,15 +20,29 @@ from typing import Any
 
 import numpy as np
 
-from blocc.applications.transport.model import TransitModel
+from blocc.applications.transport import prices
+from blocc.applications.transport.model import SLACK, TransitModel
+from blocc.applications.transport.prices import Stage
 from blocc.errors import InvalidInputError, LowerLevelError, require
 from blocc.result import read_archive, write_archive
 
 Array = np.ndarray[Any, Any]
-CHECKPOINT = "blocc-transport-search-1"
+CHECKPOINT = "blocc-transport-search-2"
+SHOWN = 10  # steps of the first climb from one report to the next
 ROUND = 4  # trials that start from the same incumbent
-FIRST = ((8.0, 80), (16.0, 60))  # gamma and steps of the climb from the relaxation
-AGAIN = ((8.0, 12), (16.0, 24))  # of the climbs from perturbed designs
+FIRST = (  # the first climb, over prices
+    Stage(8.0, 1e-3, 100, 1e-4),
+    Stage(16.0, 1e-3, 60, 1e-4),
+    Stage(32.0, 1e-4, 60, 1e-4),
+    Stage(32.0, 1e-5, 30, 1e-4),
+)
+AGAIN = (  # those from perturbed designs
+    Stage(8.0, 1e-3, 15, 1e-3),
+    Stage(32.0, 1e-4, 10, 1e-3),
+    Stage(32.0, 1e-5, 8, 1e-3),
+)
+LIMITED_FIRST = ((8.0, 80), (16.0, 60))  # gamma and steps, where capacities have limits
+LIMITED_AGAIN = ((8.0, 12), (16.0, 24))
 LONGER = 1.7  # times a convex-concave step; nearly halves their number, while twice loses its way
 SETTLED = 2e-4  # relative change of the capacities at which a stage of a climb ends
 ACCURACY = 1e-5  # relative gap of the passengers' answers on the way
@@ -47,7 +62,8 @@ class Found:
 
     Attributes
     ----------
-    capacity : array, (links,)
+    state : array, (links,)
+        What a climb begins with: link prices, or capacities where these have limits.
     profit : float
         At the passengers' answer, to the search's accuracy.
     trials : int
@@ -56,10 +72,22 @@ class Found:
         Whether Ctrl-C ended it.
     """
 
-    capacity: Array
+    state: Array
     profit: float
     trials: int = 0
     interrupted: bool = False
+
+    def capacity(self, model: TransitModel) -> Array:
+        """Capacities of the design, (links,)."""
+        if model.limited:
+            return self.state
+        return (1.0 + SLACK) * prices.loading(model, self.state)[1]
+
+    def start(self, model: TransitModel) -> Array:
+        """Capacities at which the smoothed profit is nearly stationary, (links,): where a solve had best begin."""
+        if model.limited:
+            return self.state
+        return model.unlimited_step(model.schedule.limit, self.state)
 
 
 def climb(
@@ -83,29 +111,48 @@ def climb(
     return -model.upper(trimmed, lower.y), trimmed
 
 
-def perturbed(capacity: Array, seed: int, trial: int) -> Array:
-    """Change a part of the capacities by random factors, open some closed links; every second trial, close some."""
-    random = np.random.default_rng(np.random.SeedSequence([seed, trial]))
+def perturbed(capacity: Array, random: np.random.Generator, closes: bool) -> Array:
+    """Change a part of the capacities by random factors, open some closed links; close some, where asked."""
     chosen = random.random(len(capacity)) < PART
     factor = np.exp(random.standard_normal(len(capacity)))
     opened = chosen & (capacity == 0) & (random.random(len(capacity)) < 0.5)
     mean = float(np.mean(capacity))
     moved = np.where(chosen, capacity * factor, capacity)
     moved[opened] = mean * factor[opened]
-    if trial % 2:
+    if closes:
         moved[random.random(len(capacity)) < CLOSED] = 0.0
     return moved
 
 
-def attempt(model: TransitModel, capacity: Array, seed: int, trial: int) -> tuple[float, Array]:
+def attempt(model: TransitModel, state: Array, seed: int, trial: int) -> tuple[float, Array]:
     """One trial; profit ``-inf`` where the passengers' problem could not be solved on the way."""
     threadpoolctl = require("threadpoolctl", "transport", "the search for designs")
+    random = np.random.default_rng(np.random.SeedSequence([seed, trial]))
+    closes = trial % 2 == 1
     # one thread: as many as there are trials run at a time, and the sums are the same however many those are
     with threadpoolctl.threadpool_limits(1):
+        if not model.limited:
+            return prices.climb(model, prices.perturbed(state, random, closes), AGAIN)
         try:
-            return climb(model, model.x_set.project(perturbed(capacity, seed, trial)), AGAIN)
+            away = model.x_set.project(perturbed(state, random, closes))
+            return climb(model, away, LIMITED_AGAIN)
         except LowerLevelError:
-            return -np.inf, capacity
+            return -np.inf, state
+
+
+def _first(
+    model: TransitModel, start: Array | None, report: Callable[[float, Array], None]
+) -> tuple[float, Array]:
+    """The first climb."""
+    threadpoolctl = require("threadpoolctl", "transport", "the search for designs")
+    with threadpoolctl.threadpool_limits(1):
+        if model.limited:
+            first = model.relaxation(tol=ACCURACY).x if start is None else start
+            return climb(model, model.x_set.project(first), LIMITED_FIRST)
+        if start is None:
+            return prices.climb(model, prices.first_prices(model), FIRST, report)
+        lower = model.lower(model.x_set.project(start), tol=ACCURACY)
+        return prices.climb(model, lower.duals["capacity"], FIRST, report)
 
 
 def search(
@@ -130,11 +177,11 @@ def search(
     n_jobs : int, optional
         As in joblib: None is one, unless a ``joblib.parallel_config`` says otherwise; -1 is all processors.
     start : array, (links,), optional
-        Where the first climb begins. Default: the relaxation's capacities.
+        Where the first climb begins. Default: low prices everywhere, or the relaxation's capacities.
     callback : callable, optional
-        Called with the best so far after the first climb and after every round.
+        Called with the best so far: during the first climb, after it and after every round.
     checkpoint : path, optional
-        Written at the same times.
+        Written after the first climb and after every round.
     resume : path, optional
         Continue from a checkpoint of the same network and options.
 
@@ -152,37 +199,43 @@ def search(
     """
     joblib = require("joblib", "transport", "the search for designs")
     identity = _identity(model, seed, start)
-    first = model.relaxation(tol=ACCURACY).x if start is None else model.x_set.project(start)
-    found = Found(first, -np.inf)
+    nothing = prices.first_prices(model) if not model.limited else model.minimum
+    found = Found(nothing, -np.inf)
 
     def reached(now: Found) -> Found:
         if checkpoint is not None:
             state = {"profit": now.profit, "trials": now.trials, "identity": identity}
-            write_archive(checkpoint, {"capacity": now.capacity}, {"format": CHECKPOINT, **state})
+            write_archive(checkpoint, {"state": now.state}, {"format": CHECKPOINT, **state})
         if callback is not None:
             callback(now)
         return now
+
+    steps = 0
+
+    def climbing(profit: float, state: Array) -> None:
+        nonlocal found, steps
+        steps += 1
+        if profit > found.profit:
+            found = Found(state, profit)
+        if callback is not None and steps % SHOWN == 0:
+            callback(found)
 
     try:
         if resume is not None:
             found = _resumed(resume, identity)
         else:
-            threadpoolctl = require("threadpoolctl", "transport", "the search for designs")
-            with threadpoolctl.threadpool_limits(1):
-                profit, capacity = climb(model, first, FIRST)
-            found = reached(Found(capacity, profit))
+            profit, state = _first(model, start, climbing)
+            found = reached(Found(state, profit))
         while found.trials < trials:
             numbers = range(found.trials, min(found.trials + ROUND, trials))
-            tasks = [
-                joblib.delayed(attempt)(model, found.capacity, seed, trial) for trial in numbers
-            ]
+            tasks = [joblib.delayed(attempt)(model, found.state, seed, trial) for trial in numbers]
             answers = _round(joblib, tasks, n_jobs)
-            profit, capacity = max(answers, key=lambda answer: answer[0])  # the first of equals
+            profit, state = max(answers, key=lambda answer: answer[0])  # the first of equals
             if not profit > found.profit + 1e-9 * (1.0 + abs(found.profit)):
-                profit, capacity = found.profit, found.capacity
-            found = reached(Found(capacity, profit, numbers.stop))
+                profit, state = found.profit, found.state
+            found = reached(Found(state, profit, numbers.stop))
     except KeyboardInterrupt:
-        return Found(found.capacity, found.profit, found.trials, interrupted=True)
+        return Found(found.state, found.profit, found.trials, interrupted=True)
     return found
 
 
@@ -206,7 +259,9 @@ def _round(joblib: Any, tasks: list[Any], n_jobs: int | None) -> list[tuple[floa
 def _identity(model: TransitModel, seed: int, start: Array | None) -> str:
     """Digest of everything that the result of a search depends on, but for the number of trials."""
     network = model.network
-    digest = hashlib.sha256(f"{seed} {ROUND} {FIRST} {AGAIN}".encode())
+    digest = hashlib.sha256(
+        f"{seed} {ROUND} {FIRST} {AGAIN} {LIMITED_FIRST} {LIMITED_AGAIN}".encode()
+    )
     for part in (
         network.tail,
         network.head,
@@ -232,7 +287,7 @@ def _resumed(path: str | os.PathLike[str], identity: str) -> Found:
         raise InvalidInputError(
             f"{path}: checkpoint of another network, seed or other limits; start without resume"
         )
-    return Found(arrays["capacity"], meta["profit"], meta["trials"])
+    return Found(arrays["state"], meta["profit"], meta["trials"])
 
 
 def round_to_modules(model: TransitModel, capacity: Array, module: Array) -> Array:
@@ -253,7 +308,8 @@ def round_to_modules(model: TransitModel, capacity: Array, module: Array) -> Arr
         If no whole number of modules is within a link's limits, or the smallest ones exceed the budget.
     """
     fixed = model.minimum == model.maximum
-    least = np.where(fixed, model.minimum, np.ceil(model.minimum / module - 1e-9) * module)
+    # adding zero turns -0.0 into 0.0
+    least = np.where(fixed, model.minimum, np.ceil(model.minimum / module - 1e-9) * module) + 0.0
     most = np.where(fixed, model.maximum, np.floor(model.maximum / module + 1e-9) * module)
     cost = model.network.capacity_cost
     for link in np.flatnonzero(least > most):

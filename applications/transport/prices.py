@@ -18,7 +18,7 @@ convex-concave step needs the passengers' problem solved.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -128,18 +128,24 @@ def climb(
     report : callable, optional
         Called with profit and prices after every step.
     """
-    smooth = _Smooth(model)
     best = (loading(model, price)[0], price)
+    for here in way(model, price, stages):
+        profit = loading(model, here)[0]
+        if report is not None:
+            report(profit, here)
+        if profit > best[0]:
+            best = (profit, here)
+    return best
+
+
+def way(model: TransitModel, price: Array, stages: tuple[Stage, ...]) -> Iterator[Array]:
+    """Prices after every step of a climb."""
+    smooth = _Smooth(model)
     for stage in stages:
         here = price
         for here in smooth.steps(price, stage):
-            profit = loading(model, here)[0]
-            if report is not None:
-                report(profit, here)
-            if profit > best[0]:
-                best = (profit, here)
+            yield here
         price = here
-    return best
 
 
 class _Point(NamedTuple):
@@ -164,7 +170,7 @@ class _Smooth:
         self.known: PathList | None = None
         self.damping = DAMPING[0]
 
-    def steps(self, price: Array, stage: Stage) -> Any:
+    def steps(self, price: Array, stage: Stage) -> Iterator[Array]:
         """Yield the prices after each Newton step."""
         links = self.paths.links
         capacity = None

@@ -41,6 +41,8 @@ AGAIN = (  # those from perturbed designs
     Stage(32.0, 1e-4, 10, 1e-3),
     Stage(32.0, 1e-5, 8, 1e-3),
 )
+# From the best prices to where the smoothed profit is nearly stationary: the slower the gauge falls, the nearer.
+LAST = tuple(Stage(32.0, 1e-3 * 0.5**halving, 25, 1e-6) for halving in range(14))
 LIMITED_FIRST = ((8.0, 80), (16.0, 60))  # gamma and steps, where capacities have limits
 LIMITED_AGAIN = ((8.0, 12), (16.0, 24))
 LONGER = 1.7  # times a convex-concave step; nearly halves their number, while twice loses its way
@@ -87,7 +89,8 @@ class Found:
         """Capacities at which the smoothed profit is nearly stationary, (links,): where a solve had best begin."""
         if model.limited:
             return self.state
-        return model.unlimited_step(model.schedule.limit, self.state)
+        *_, price = (self.state, *prices.way(model, self.state, LAST))
+        return model.unlimited_step(LAST[-1].gamma, price)
 
 
 def climb(

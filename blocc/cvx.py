@@ -8,6 +8,7 @@ terms of the lower objective in x alone are parameters too, so their gradient is
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -1209,7 +1210,7 @@ class BilevelProblem:
                 raise
             interrupt = signal
         with progress.timed("certificate"):
-            certificate, saddle, objective = self._certificate(point, bound, tol)
+            certificate, saddle, objective = self._certificate(method, point, bound, tol)
         if interrupt is not None:
             status = Status.INTERRUPTED
         elif certificate.optimal(max(tol, 1e-3) if global_ else tol):
@@ -1320,7 +1321,7 @@ class BilevelProblem:
         return 0.0 if self.expression.is_nonneg() else None
 
     def _certificate(
-        self, point: JointPoint, bound: float | None, tol: float
+        self, solver: Joint, point: JointPoint, bound: float | None, tol: float
     ) -> tuple[Certificate, Saddle, float]:
         """Every residual afresh: the lower level is solved again at x, cold."""
         x, y = point.x, point.y
@@ -1332,9 +1333,14 @@ class BilevelProblem:
         # in the units of the answer, whatever the start was; cold, like all else here
         method = Joint(self, x, y)
         own_units = method.in_user_units(point, back=True)
-        # at a kink the penalised optimum lies O(1/gamma) from the true one: look closer where it shows
-        for gamma in (LOCAL[-1], *FINAL):
-            stationarity = method.stationarity(own_units, gamma)
+        unit = method.model.upper_unit / method.model.lower_unit
+        # at a kink the penalised optimum lies O(1/gamma) from the true one: measured at the gammas where runs end
+        ratio = solver.model.upper_unit / solver.model.lower_unit
+        stationarity, gamma = math.inf, FINAL[-1] * ratio
+        for last in (LOCAL[-1], *FINAL):
+            found = method.stationarity(own_units, last * ratio / unit)
+            if found < stationarity:
+                stationarity, gamma = found, last * ratio
             if stationarity <= 0.1 * tol:
                 break
         # a run that stalls finds no decrease: the response itself has the last word
@@ -1346,7 +1352,7 @@ class BilevelProblem:
                 dual_infeasibility=own.dual_infeasibility,
                 complementarity=own.complementarity,
                 stationarity=stationarity,
-                gamma=gamma * method.model.upper_unit / method.model.lower_unit,
+                gamma=gamma,
                 response_objective=self.upper(x, saddle.y),
                 response_violation=self.upper_violation(x, saddle.y),
                 penalized_objective=objective,

@@ -735,6 +735,11 @@ class BilevelProblem:
             for name, constraint in {**self.upper_constraints, **upper_bounds}.items()
             if not any(v.id in lower_ids for v in constraint.variables())
         }
+        for name, constraint in self._alone.items():
+            if not constraint.is_dcp():
+                raise UnsupportedModelError(
+                    f"upper constraint {name!r} is in x alone and not convex by CVXPY's rules: {constraint}"
+                )
         self._coupling = {k: c for k, c in self.upper_constraints.items() if k not in self._alone}
         for name, constraint in {**self._alone, **self._coupling}.items():
             add(name, constraint)
@@ -1610,6 +1615,7 @@ class ConvexRegion:
     layout : Layout
         The upper variables.
     constraints : dict of cvxpy constraints
+        Convex by CVXPY's rules.
     lower, upper : ndarray
         Bounds on the flat vector.
     """
@@ -1617,11 +1623,6 @@ class ConvexRegion:
     def __init__(
         self, layout: Layout, constraints: Mapping[str, Any], lower: Vector, upper: Vector
     ) -> None:
-        for name, constraint in constraints.items():
-            if not constraint.is_dcp():
-                raise UnsupportedModelError(
-                    f"upper constraint {name!r} is in x alone and not convex by CVXPY's rules: {constraint}"
-                )
         self.size = layout.size
         point, slope = cp.Parameter(self.size), cp.Parameter(self.size)
         plain = {v.id: _plain(v) for v in layout.variables}

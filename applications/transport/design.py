@@ -24,9 +24,8 @@ from . import arc_flow, output
 from .model import TransitModel
 from .network import Network
 from .prices import answer
-from .search import Found, round_to_modules, search
+from .search import LARGE, Found, round_to_modules, search
 
-LARGE = 10_000  # pairs from which the closing solve, hundreds of lower solves, would take hours
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 LowerSolver = Literal["paths", "maxmin"]
 TRIALS, PAIRS = (
@@ -344,6 +343,7 @@ def design(
         if found.interrupted:
             result = _exactly(model, found.capacity(model), tol, Status.INTERRUPTED, progress)
         elif not model.limited and len(network.trips) > LARGE:
+            # the closing solve, hundreds of lower solves, would take hours
             result = _by_prices(model, found, tol, progress)
             if on_failure == "raise":
                 raise SolveError(

@@ -36,6 +36,8 @@ FIRST = (  # the first climb, over prices
     Stage(32.0, 1e-4, 60, 1e-4),
     Stage(32.0, 1e-5, 30, 1e-4),
 )
+LARGE = 10_000  # pairs from which the first climb takes the shorter way
+SHORTER = tuple(stage._replace(steps=stage.steps // 2, settled=3e-4) for stage in FIRST)
 AGAIN = (  # those from perturbed designs
     Stage(8.0, 1e-3, 15, 1e-3),
     Stage(32.0, 1e-4, 10, 1e-3),
@@ -152,10 +154,11 @@ def _first(
         if model.limited:
             first = model.relaxation(tol=ACCURACY).x if start is None else start
             return climb(model, model.x_set.project(first), LIMITED_FIRST)
+        stages = SHORTER if len(model.network.trips) > LARGE else FIRST
         if start is None:
-            return prices.climb(model, prices.first_prices(model), FIRST, report)
+            return prices.climb(model, prices.first_prices(model), stages, report)
         lower = model.lower(model.x_set.project(start), tol=ACCURACY)
-        return prices.climb(model, lower.duals["capacity"], FIRST, report)
+        return prices.climb(model, lower.duals["capacity"], stages, report)
 
 
 def search(

@@ -135,17 +135,33 @@ def test_ctrl_c_returns_the_best_so_far():
     assert plan.profit > 10
 
 
-@pytest.mark.slow
-def test_dask_cluster_runs_the_trials_without_any_change(model):
-    joblib = pytest.importorskip("joblib")
-    distributed = pytest.importorskip("distributed", reason="Dask is not installed")
-    alone = search.search(model, trials=4)
+ON_DASK = """
+import sys
+import distributed, joblib
+import numpy as np
+from blocc.applications import transport
+from blocc.applications.transport import search
+from blocc.applications.transport.model import TransitModel
+
+if __name__ == "__main__":
+    model = TransitModel(transport.load("three_node"))
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     with (
-        distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, dashboard_address=None
-        ) as cluster,
-        distributed.Client(cluster),
+        distributed.LocalCluster(**options) as cluster,
+        distributed.Client(cluster) as client,
         joblib.parallel_config(backend="dask"),
     ):
-        together = search.search(model, trials=4)
-    assert alone.state.tobytes() == together.state.tobytes()
+        found = search.search(model, trials=8)
+        ran = client.run(lambda dask_worker: len(dask_worker.state.log))
+    assert len(ran) == 2 and all(ran.values()), ran
+    np.save(sys.argv[1], found.state)
+"""
+
+
+@pytest.mark.slow
+def test_dask_cluster_runs_the_trials_without_any_change(model, tmp_path):
+    pytest.importorskip("distributed", reason="Dask is not installed: pip install distributed")
+    script, states = tmp_path / "on_dask.py", tmp_path / "states.npy"
+    script.write_text(ON_DASK)
+    subprocess.run([sys.executable, script, states], check=True, timeout=150)
+    assert np.load(states).tobytes() == search.search(model, trials=8).state.tobytes()

@@ -75,6 +75,16 @@ class SolveError(BloccError, RuntimeError):
         self.result = result
 
 
+class UpperUnboundedError(SolveError):
+    """The upper objective falls without end along an upper variable: bound it, or look at a sign."""
+
+    def __init__(self, size: float) -> None:
+        super().__init__(
+            f"the upper objective has no minimum: it still falls in proportion at upper variables of size {size:.0e}. "
+            "Bound them, or look at the objective's sign"
+        )
+
+
 class SolveInterrupted(KeyboardInterrupt):
     """Ctrl-C during a solve. The best answer so far is in ``result``; its checkpoint can be resumed."""
 

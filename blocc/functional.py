@@ -153,8 +153,14 @@ class FunctionalModel:
                     "such as y - x for y <= x"
                 )
             if not all_finite(value):
+                culprit = _not_finite(function.data)
                 raise InvalidInputError(
-                    f"{function.name} is not finite at the starting point; choose x0, y0 inside its domain"
+                    f"{function.name} is not finite at the starting point; "
+                    + (
+                        f"{culprit} has NaN or infinite entries: correct them"
+                        if culprit
+                        else "choose x0, y0 inside its domain"
+                    )
                 )
             for comparison in check(function, x0, self.y0):
                 if not comparison.ok:
@@ -165,6 +171,7 @@ class FunctionalModel:
                     )
                     raise InvalidInputError(f"{comparison.explain()}; {remedy}")
         self._refuse_concave(x0)
+        self._refuse_bent(x0)
 
     def _refuse_concave(self, x: Array) -> None:
         """Raise where g is seen to be nonconvex in y: its saddle points would then certify nothing.
@@ -188,6 +195,33 @@ class FunctionalModel:
                     "g is not convex in y: between two points near y0 its gradient turns back. blocc solves lower "
                     "levels that are convex in y; check the sign of g, or bound y to where it is convex"
                 )
+
+    def _refuse_bent(self, x: Array) -> None:
+        """Raise where h is seen not to be affine in y, or c or G not convex: multipliers would then prove nothing."""
+        named = {**self.lower_constraints, **({"G": self.G} if self.G else {})}
+        xp = namespace(self.y0)
+        for seed in range(CONVEXITY_PROBES):
+            ends = [
+                self.y_set.project(
+                    self.y0 + (1.0 + xp.abs(self.y0)) * random_normal(self.y0, seed + shift)
+                )
+                for shift in (1000, 2000)
+            ]
+            for name, function in named.items():
+                first, last, middle = (
+                    function.value(x, y) for y in (*ends, 0.5 * (ends[0] + ends[1]))
+                )
+                above = middle - 0.5 * (first + last)
+                if name == "h":
+                    above = xp.abs(above)
+                slack = 1e4 * precision(self.y0) * (1.0 + xp.abs(first) + xp.abs(last))
+                if bool(xp.any(above > slack)):
+                    raise UnsupportedModelError(
+                        "h is not affine in y: write a lower level whose equalities are, or a convex inequality as c"
+                        if name == "h"
+                        else f"{name} is not convex in y: between two points near y0 it rises above its chord. "
+                        "Check its sign (a constraint is c(x, y) <= 0), or bound y to where it is convex"
+                    )
 
     def upper(self, x: Array, y: Array) -> float:
         """f(x, y)."""
@@ -231,7 +265,11 @@ class FunctionalModel:
         # divided by gamma, the penalised problem's conditioning does not change with gamma
         scale = 1.0 if gamma is None else max(1.0, gamma)
         problem = self.saddle_problem(x, gamma, scale)
-        label = "lower level" if gamma is None else f"penalised problem at gamma {gamma:.3g}"
+        label = "lower level"
+        if gamma is not None:
+            label = f"penalised problem at gamma {gamma:.3g}"
+            if self.G is not None:
+                label = f"lower level together with the upper constraints G (gamma {gamma:.3g})"
         y, duals, steps = self.y0, None, None
         if warm:
             y, duals, steps = _unpack(warm, problem, scale)
@@ -511,3 +549,18 @@ def _lent(result: Result, engine: Engine) -> Result:
     """The result with arrays of the functions' library."""
     duals = {name: engine.lend(dual) for name, dual in result.duals.items()}
     return replace(result, x=engine.lend(result.x), y=engine.lend(result.y), duals=duals)
+
+
+def _not_finite(data: Any, name: str = "data") -> str | None:
+    """Name of a part of data that is NaN or infinite, None where none is found."""
+    if isinstance(data, Mapping):
+        parts = [(f"{name}[{key!r}]", part) for key, part in data.items()]
+    elif isinstance(data, list | tuple):
+        parts = [(f"{name}[{index}]", part) for index, part in enumerate(data)]
+    elif isinstance(data, float):
+        return None if math.isfinite(data) else name
+    elif is_array(data) and namespace(data).isdtype(data.dtype, "real floating"):
+        return None if all_finite(data) else name
+    else:
+        return None
+    return next((found for label, part in parts if (found := _not_finite(part, label))), None)

@@ -21,15 +21,16 @@ Oracle = Callable[[Array], Evaluation]
 
 
 def stationarity(x: Array, gradient: Array, x_set: ConvexSet) -> float:
-    """Relative projected gradient: ``max|x - Proj(x - s g)|`` with the step ``s = 1 / (1 + max|g|)``.
+    """Relative projected gradient: ``max|x - Proj(x - s g)| / l`` with the step ``s = l / (1 + max|g|)``.
 
     Zero exactly at stationary points; the size of the feasible part of the gradient, relative to the whole where
-    that exceeds 1.
+    that exceeds 1. The length l is 1, and longer where x is so large that a step of 1 would be lost in rounding.
     """
     xp = namespace(x)
     size = 1.0 + float(xp.max(xp.abs(gradient)))
-    step = 1.0 / size
-    return float(xp.max(xp.abs(x - x_set.project(x - step * gradient))))
+    length = 1.0 + 1e-8 * float(xp.max(xp.abs(x)))
+    moved = x - x_set.project(x - length / size * gradient)
+    return float(xp.max(xp.abs(moved))) / length
 
 
 NOISE = 1e-10  # relative difference of values below which saddle-point errors decide, not descent

@@ -25,6 +25,7 @@ from blocc.errors import (
     NotWrittenError,
     SolveError,
     SolveInterrupted,
+    UpperUnboundedError,
     require_number,
 )
 from blocc.gradients import starting_point
@@ -54,6 +55,9 @@ PROBES = 20
 PROBE_ROUNDS = 3
 STAGE_STEPS = 30
 COLD_ROUNDS, COLD_STEPS = 8, 30
+RUNAWAY = (
+    1e8  # growth of x from which on an objective that still falls in proportion has no minimum
+)
 POLISH_AT = 1e-3  # relative penalty below which extrapolated hypergradients are accurate (error about its square)
 
 
@@ -190,6 +194,15 @@ class Homotopy:
             stationarity=first_order,
         )
 
+    def _refuse_runaway(self, here: Evaluation, start: Array) -> None:
+        """Raise where x has gone to astronomical sizes and the objective still falls in proportion to it."""
+        xp = namespace(here.x)
+        size = float(xp.max(xp.abs(here.x)))
+        if size > RUNAWAY * (1.0 + float(xp.max(xp.abs(start)))):
+            outward = self.model.x_set.project(here.x + 1e-3 * here.x) - here.x
+            if float(xp.sum(here.gradient * outward)) < -1e-6 * (1.0 + abs(here.value)):
+                raise UpperUnboundedError(size)
+
     def _minimize(
         self, state: _State, oracle: Any, method: str, tol: float, steps: int | None = None
     ) -> Evaluation:
@@ -201,7 +214,14 @@ class Homotopy:
                 budget = min(budget, steps)
             if tol > self.tol and method != "convex_concave":
                 budget = min(budget, STAGE_STEPS)  # a stage on the way need not converge
-            for accepted in self._steps(method, oracle, here, tol, budget):
+
+            def guarded(x: Array) -> Evaluation:
+                there: Evaluation = oracle(x)
+                self._refuse_runaway(there, state.interior)
+                return there
+
+            evaluate = oracle if method == "convex_concave" else guarded
+            for accepted in self._steps(method, evaluate, here, tol, budget):
                 here = accepted
                 shown = math.nan if method == "convex_concave" else self._first_order(here, method)
                 self._record(state, here, method, shown)
@@ -718,6 +738,8 @@ def solve(
     ------
     SolveError
         If no certified answer was found; its ``result`` has the best one.
+    UpperUnboundedError
+        If the upper objective falls without end.
     SolveInterrupted
         On Ctrl-C; its ``result`` has the best point so far.
     LowerLevelError

@@ -23,6 +23,7 @@ from blocc.errors import (
     SolveError,
     SolveInterrupted,
     UnsupportedModelError,
+    UpperUnboundedError,
 )
 from blocc.functional import FunctionalModel, minimize
 from blocc.gradients import Function, check_gradients
@@ -80,6 +81,7 @@ __all__ = [
     "SolveInterrupted",
     "Status",
     "UnsupportedModelError",
+    "UpperUnboundedError",
     "__version__",
     "check_gradients",
     "minimize",

@@ -15,6 +15,8 @@ from blocc.errors import (
     LowerUnboundedError,
     SolveError,
     SolveInterrupted,
+    UnsupportedModelError,
+    UpperUnboundedError,
 )
 from tests.conformance import problems
 
@@ -458,4 +460,95 @@ def test_a_derivative_that_autograd_loses_is_found_before_the_solve():
             ),
             [0.2],
             [0.0],
+        )
+
+
+@pytest.mark.parametrize("method", ["lbfgsb", "spectral"])
+@pytest.mark.parametrize(
+    ("f", "y_set"),
+    [
+        (lambda x, y, d: -x.sum() + 0 * y.sum(), blocc.Box(0, 3)),
+        (lambda x, y, d: y.sum(), None),
+        (lambda x, y, d: (x**3).sum() + (y**2).sum(), None),
+    ],
+    ids=["f falls in x", "f falls along the answer", "f falls ever faster"],
+)
+def test_an_upper_objective_without_a_minimum_is_refused(f, y_set, method):
+    with pytest.raises(UpperUnboundedError, match="no minimum"):
+        blocc.minimize(
+            f,
+            lambda x, y, d: ((y - x) ** 2).sum(),
+            None,
+            x0=[0.5, 0.5],
+            y0=[0.0, 0.0],
+            y_set=y_set,
+            method=method,
+        )
+
+
+def test_an_objective_that_falls_along_bounded_variables_alone_is_solved_at_the_bound():
+    far = 1e9
+    result = blocc.minimize(
+        lambda x, y, d: -x.sum() + 0 * y.sum(),
+        lambda x, y, d: (y**2).sum(),
+        None,
+        x0=[0.5],
+        y0=[0.0],
+        x_set=blocc.Box(0, far),
+    )
+    assert result.success
+    assert result.x[0] == far
+
+
+@pytest.mark.parametrize(
+    "h", [lambda x, y, d: y**3 - y - 0.1 * x, lambda x, y, d: y**2 - 1 + 0 * x]
+)
+def test_an_equality_that_is_not_affine_in_y_is_refused(h):
+    with pytest.raises(UnsupportedModelError, match="h is not affine in y"):
+        blocc.minimize(
+            lambda x, y, d: (x**2).sum() + (y**2).sum(),
+            lambda x, y, d: ((y + 1) ** 2).sum(),
+            None,
+            x0=[0.0],
+            y0=[1.0],
+            h=h,
+            x_set=blocc.Box(-1, 1),
+            y_set=blocc.Box(-3, 3),
+        )
+
+
+@pytest.mark.parametrize("name", ["c", "G"])
+def test_a_constraint_with_the_wrong_sign_is_refused_as_not_convex(name):
+    with pytest.raises(UnsupportedModelError, match=f"{name} is not convex in y"):
+        blocc.minimize(
+            lambda x, y, d: (x**2).sum() + (y**2).sum(),
+            lambda x, y, d: ((y + 1) ** 2).sum(),
+            **{"c": None, name: lambda x, y, d: 1 - y**2 + 0 * x},
+            x0=[0.0],
+            y0=[1.0],
+        )
+
+
+@pytest.mark.parametrize(
+    ("data", "culprit"),
+    [
+        (np.array([1.0, np.nan]), "data has"),
+        ({"trips": np.array([np.inf])}, r"data\['trips'\] has"),
+        ([1.0, (2.0, float("nan"))], r"data\[1\]\[1\] has"),
+    ],
+)
+def test_data_with_nan_are_named(data, culprit):
+    def total(part):
+        if isinstance(part, dict):
+            part = part.values()
+        return sum(total(p) for p in part) if hasattr(part, "__iter__") else part
+
+    with pytest.raises(InvalidInputError, match=culprit):
+        blocc.minimize(
+            lambda x, y, d: ((x - total(d)) ** 2).sum() + 0 * y.sum(),
+            lambda x, y, d: ((y - x) ** 2).sum(),
+            None,
+            x0=[0.0],
+            y0=[0.0],
+            data=data,
         )

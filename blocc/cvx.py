@@ -36,6 +36,7 @@ from blocc.cvx_quadratic import (
     named_infeasibility,
     quadratic_program,
 )
+from blocc.cvx_smooth import SmoothLower, SmoothProgram
 from blocc.errors import (
     InvalidInputError,
     LowerInfeasibleError,
@@ -600,7 +601,7 @@ class BilevelProblem:
         self._refuse_not_finite()
         self._prepare_functions()
         self._compiled_lower: list[_Compiled] | None = None
-        self._quadratic = self._quadratic_lower()
+        self._sharp = self._sharp_lower()
         self._penalized: tuple[_Compiled, _Compiled] | None = None
         self._last: _Last | None = None
         self._relaxed: Relaxation | None = None  # the answer, where it needs no tolerance
@@ -611,8 +612,8 @@ class BilevelProblem:
         self._parameter_values: list[Any] = []
         self._parameters_changed()
 
-    def _quadratic_lower(self) -> QuadraticLower | None:
-        """The lower level as a quadratic program in y, where it is a small one for every x.
+    def _sharp_lower(self) -> QuadraticLower | None:
+        """The lower level by its derivatives, where it is small: a quadratic program in y, or nearly one at a time.
 
         Raises
         ------
@@ -630,10 +631,14 @@ class BilevelProblem:
         program: Any = quadratic_program(self._functions, 1, parts, self.bounds, self.n_upper)
         if program is None:
             size = self.n_lower * max(self.n_lower, sum(p.stop - p.start for p in parts))
-            convex = all(compiled.is_quadratic for compiled in self._compile_lower())
-            if convex and size <= DENSE_LIMIT and self.layout.size <= MAX_VARIABLES:
-                program = VaryingProgram(self._functions, 1, parts, self.bounds, self.n_upper)
-        return None if program is None else QuadraticLower(program, self._blocks)
+            quadratic = all(compiled.is_quadratic for compiled in self._compile_lower())
+            if size > DENSE_LIMIT or self.layout.size > MAX_VARIABLES:
+                return None
+            data = self._functions, 1, parts, self.bounds, self.n_upper
+            if not quadratic:
+                return SmoothLower(SmoothProgram(*data), self._blocks)
+            program = VaryingProgram(*data)
+        return QuadraticLower(program, self._blocks)
 
     def _compile_lower(self) -> list[_Compiled]:
         """The lower levels as cone programs, found convex at the first call and canonicalised when solved."""
@@ -813,7 +818,7 @@ class BilevelProblem:
             self.__init__(*self._arguments)  # type: ignore[misc]
             return
         self._functions.refresh()
-        self._quadratic = self._quadratic_lower()
+        self._sharp = self._sharp_lower()
         for compiled in [*(self._compiled_lower or ()), *(self._penalized or ())]:
             compiled.refresh()
         if self._relaxation is not None and not self._relaxation.refresh():
@@ -852,10 +857,18 @@ class BilevelProblem:
     def lower(self, x: Vector, *, tol: float = _TOL, warm: Any = None) -> Saddle:
         """Saddle point of the lower level at x (all followers together)."""
         x = np.asarray(x, dtype=float)
-        if self._quadratic is not None:
-            sharp = self._quadratic.saddle(x)
+        if self._sharp is not None:
+            sharp = self._sharp.saddle(x)
             if sharp is not None:
                 return sharp
+        saddle = self._conic_saddle(x, tol)
+        sharp = None
+        if isinstance(self._sharp, SmoothLower):
+            sharp = self._sharp.polished(x, saddle)
+        return saddle if sharp is None else sharp
+
+    def _conic_saddle(self, x: Vector, tol: float) -> Saddle:
+        """Saddle point of the lower level by the interior-point method."""
         lowers = self._compile_lower()
         if len(lowers) == 1:
             return lowers[0].saddle(x, tol)
@@ -875,8 +888,8 @@ class BilevelProblem:
         )
 
     def value_hessian(self, x: Vector) -> Matrix | None:
-        """Hessian of v at x where the lower level is quadratic and its active set does not change, else None."""
-        return None if self._quadratic is None else self._quadratic.value_hessian(x)
+        """Hessian of v at x where the lower level has derivatives and its active set does not change, else None."""
+        return None if self._sharp is None else self._sharp.value_hessian(x)
 
     def penalized(self, x: Vector, gamma: float, *, tol: float = _TOL, warm: Any = None) -> Saddle:
         """Saddle point of ``min_y f + gamma g`` under the lower constraints and the upper ones that involve y."""

@@ -80,7 +80,7 @@ def is_convex(hessian: Matrix) -> bool:
     return bool(np.linalg.eigvalsh(hessian)[0] >= -_CURVED * (1.0 + np.abs(hessian).max()))
 
 
-_Found = tuple[QuadraticAnswer, float, Vector, float, float]
+Found = tuple[QuadraticAnswer, float, Vector, float, float]
 
 
 class _Region:
@@ -125,7 +125,7 @@ class _Region:
         self._edge, self._clear = (t * (1.0 + np.abs(self._margin)) for t in (_EDGE, _NEAR))
         self._held, self._size = held, size
 
-    def answer(self, x: Vector) -> _Found | None:
+    def answer(self, x: Vector) -> Found | None:
         """Answer, value, gradient of the value in x, relative gap and violation; None outside the region."""
         moved = x - self._x
         at = self._base + self._slope @ moved
@@ -213,7 +213,7 @@ class QuadraticProgram:
         """Multipliers that prove infeasibility, in the units that the program came in."""
         return np.asarray(ray * self._factors / self._unit)
 
-    def solve(self, x: Vector) -> _Found | None:
+    def solve(self, x: Vector) -> Found | None:
         """Answer, value, gradient of the value in x, relative gap and violation; None where it is not sharp.
 
         The answer is in the program's own units, see :meth:`user_units`.
@@ -246,9 +246,7 @@ class QuadraticProgram:
                 self._regions = [known, *self._regions[: _REGIONS - 1]]
         return found
 
-    def _assess(
-        self, answer: QuadraticAnswer, x: Vector, q: Vector, right: Vector
-    ) -> _Found | None:
+    def _assess(self, answer: QuadraticAnswer, x: Vector, q: Vector, right: Vector) -> Found | None:
         y, n, m = answer.z, self.size, self.inequalities
         own, rows = answer.dual[:n], answer.dual[n:]
         bent, bent_x = self._hessian @ y, self._hessian_x @ x
@@ -276,7 +274,7 @@ class QuadraticProgram:
             return None
         return answer, value, gradient, gap, outside
 
-    def _region(self, x: Vector, found: _Found, q: Vector, right: Vector) -> _Region | None:
+    def _region(self, x: Vector, found: Found, q: Vector, right: Vector) -> _Region | None:
         """The answer's critical region, None where the active set is degenerate."""
         answer, value, gradient, *_ = found
         y, dual, n, m = answer.z, answer.dual, self.size, self.inequalities
@@ -433,7 +431,7 @@ class VaryingProgram:
         """Multipliers that prove infeasibility, as :meth:`solve` has just raised them, in the functions' units."""
         return np.asarray(ray * self._ray_factors)
 
-    def solve(self, x: Vector) -> _Found | None:
+    def solve(self, x: Vector) -> Found | None:
         """Answer, value, gradient of the value in x, relative gap and violation; None where it is not sharp.
 
         Raises
@@ -525,7 +523,7 @@ class VaryingProgram:
             return None
         return None if (found * pattern.sign < 0).any() else QuadraticAnswer(y, found, 1)
 
-    def _assess(self, answer: QuadraticAnswer, x: Vector) -> _Found | None:
+    def _assess(self, answer: QuadraticAnswer, x: Vector) -> Found | None:
         y, n, m, k = answer.z, self.size, self.inequalities, self._nx
         own, rows = answer.dual[:n], answer.dual[n:]
         values, jacobian = self._functions.value_jacobian(np.concatenate([x, y]), self._objective)
@@ -586,6 +584,9 @@ class QuadraticLower:
     ) -> None:
         self.program = program
         n, m = program.size, program.inequalities
+        self.rows = n + sum(
+            len(block.entries) for block in blocks if block.kind not in ("lower", "upper")
+        )
         first = {"inequality": n, "equality": n + m, "lower": 0, "upper": 0}
         self._blocks: list[tuple[str, Any, float, tuple[int, ...]]] = []
         for block in blocks:
@@ -612,8 +613,9 @@ class QuadraticLower:
             named = named_infeasibility(error, self._duals(error.ray))
             named.ray = self._duals(self.program.user_multipliers(error.ray))
             raise named from None
-        if found is None:
-            return None
+        return None if found is None else self._saddle(found)
+
+    def _saddle(self, found: Found) -> Saddle:
         answer, value, gradient, gap, violation = found
         answer = self.program.user_units(answer)
         return Saddle(

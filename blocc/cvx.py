@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from numbers import Integral, Real
@@ -200,12 +201,29 @@ def _sign(expression: Any) -> dict[str, bool]:
     """Sign of an expression, by CVXPY's analysis or by interval arithmetic on the bounds of its variables."""
     low = high = np.nan
     if not (expression.is_nonneg() or expression.is_nonpos()) and hasattr(expression, "get_bounds"):
-        with np.errstate(invalid="ignore"):  # 0 * inf where a variable has no bound
-            bounds = expression.get_bounds()
-        low, high = np.min(bounds[0]), np.max(bounds[1])
+        low, high = _interval(expression)
     if expression.is_nonneg() or low >= 0:
         return {"nonneg": True}
     return {"nonpos": True} if expression.is_nonpos() or high <= 0 else {}
+
+
+def _interval(expression: Any) -> tuple[float, float]:
+    """Least and largest value by CVXPY's interval arithmetic; NaN where it does not know."""
+    unknown = np.nan, np.nan
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # 0 * inf where a variable has no bound
+            bounds = [np.asarray(bound, dtype=float) for bound in expression.get_bounds()]
+            parts = [expression]
+            while parts:
+                part = parts.pop()
+                # CVXPY 1.9 gives the product of two vectors bounds of a wrong shape, which mean nothing further on
+                if np.shape(part.get_bounds()[0]) not in ((), part.shape):
+                    return unknown
+                parts += part.args
+    except ValueError:
+        return unknown
+    return float(np.min(bounds[0])), float(np.max(bounds[1]))
 
 
 def _plain(variable: cp.Variable) -> tuple[cp.Variable, Any]:
@@ -1333,8 +1351,7 @@ class BilevelProblem:
         if self.expression is None:
             return None
         if hasattr(self.expression, "get_bounds"):
-            with np.errstate(invalid="ignore"):  # 0 * inf where a variable has no bound
-                least = float(np.max(np.asarray(self.expression.get_bounds()[0])))
+            least = _interval(self.expression)[0]
             return least if np.isfinite(least) else None
         return 0.0 if self.expression.is_nonneg() else None
 

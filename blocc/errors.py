@@ -9,6 +9,10 @@ if TYPE_CHECKING:
     from blocc.result import Result
 
 
+#: Growth of x, from its start, beyond which an objective that still falls in proportion is taken to have no minimum.
+RUNAWAY = 1e8
+
+
 class BloccError(Exception):
     """Base class of all errors raised by blocc."""
 

@@ -57,10 +57,12 @@ def combined_gradient(
         else:
             if all_finite(there.gradient):
                 gradients.append(there.gradient)
-    return _smallest(gradients, normals, here.x, x_set)
+    return smallest_combination(gradients, normals, here.x, x_set)
 
 
-def _smallest(gradients: list[Array], normals: list[Array], x: Array, x_set: Box) -> Array:
+def smallest_combination(
+    gradients: list[Array], normals: list[Array], x: Array, x_set: Box
+) -> Array:
     """Convex combination of gradients, plus normals of the domain, with the smallest part that the box lets move.
 
     ``min |G w + N n|`` over weights w on the simplex and multipliers n >= 0 of the domain's normals and of the active

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from blocc.arrays import asarray_like, device_of, namespace, precision, random_signs, to_numpy
 from blocc.certificate import Certified, certify, predicted_decrease
 from blocc.errors import (
+    RUNAWAY,
     CorruptFileError,
     InvalidInputError,
     LowerLevelError,
@@ -55,9 +56,6 @@ PROBES = 20
 PROBE_ROUNDS = 3
 STAGE_STEPS = 30
 COLD_ROUNDS, COLD_STEPS = 8, 30
-RUNAWAY = (
-    1e8  # growth of x from which on an objective that still falls in proportion has no minimum
-)
 POLISH_AT = 1e-3  # relative penalty below which extrapolated hypergradients are accurate (error about its square)
 
 

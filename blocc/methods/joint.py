@@ -23,7 +23,14 @@ import numpy as np
 import scipy.sparse as sparse
 
 from blocc.conic_dense import INFINITE, Vector, solve_dense_qp
-from blocc.errors import InvalidInputError, LowerLevelError, UnsupportedModelError
+from blocc.errors import (
+    RUNAWAY,
+    InvalidInputError,
+    LowerLevelError,
+    UnsupportedModelError,
+    UpperUnboundedError,
+)
+from blocc.methods.kinks import LARGEST, kink_direction
 from blocc.model import HasRelaxation, Saddle
 from blocc.progress import Progress
 from blocc.scaling import Scaled
@@ -61,6 +68,9 @@ _TILT = 1e-3  # of a start, relative
 _SCANNED = 4  # local minima of a scan from which to run, beside better points
 _ROUNDS = 10  # of scans
 _MOVE = 1e-3  # relative, of a probe
+_RADII = (1e-3, 1e-4)  # relative, around a point, in which to look for kinks
+_DOUBLINGS = 10  # of a move that falls
+_COUNTABLE = 1e15  # size of x at which the lower level still has an answer
 _PROBES = 20  # at most so many random directions, and as many along axes
 _SOLVED = 1e-7  # gap and violation above which an answer is ranked by these alone
 _ROUNDING = 1e-12  # gap and violation that cost an answer nothing
@@ -942,6 +952,19 @@ class Joint:
         for candidate in candidates:
             if candidate.better(self.best):
                 self.best = candidate
+                self._refuse_runaway(x)
+
+    def _refuse_runaway(self, x: Vector) -> None:
+        """Raise where x has gone to astronomical sizes and the response still falls in proportion to it."""
+        size, bounds = float(np.abs(x).max()), [bound[: self.nx] for bound in self.model.bounds]
+        if size <= RUNAWAY * (1.0 + float(np.abs(self.start[: self.nx]).max())):
+            return
+        x = x * min(1.0, _COUNTABLE / size)
+        here, there = self.response(x), self.response(np.clip(x + 1e-3 * x, *bounds))
+        if here is None or there is None:
+            return
+        if there.objective < here.objective - 1e-6 * (1.0 + abs(here.objective)):
+            raise UpperUnboundedError(float(np.abs(x * self.model.x_unit).max()))
 
     def measure(self, x: Vector, y: Vector, saddle: Saddle) -> JointPoint:
         """Objective, gap and violation of a pair, given the saddle point at x."""
@@ -1044,7 +1067,7 @@ class Joint:
                 self.best = point
 
     def probe(self, point: JointPoint) -> tuple[JointPoint | None, float]:
-        """Look for descent of the response a little way from a point, along the axes and in random directions.
+        """Look for descent of the response from a point: along the axes, in random directions, and along kinks.
 
         It asks the lower level alone, so that it also shows descent where the trust region stalls.
 
@@ -1053,29 +1076,56 @@ class Joint:
         JointPoint or None
             The best point found, None where none lies below.
         float
-            The largest relative decrease that a tenth of the move bears out; what does not shrink with the move is a
-            jump, and no slope.
+            The largest relative decrease along a way whose first tenth bears the slope out; what does not shrink with
+            the move is a jump, and no slope.
         """
         n, found, left = self.nx, None, 0.0
         random = np.random.default_rng(0).standard_normal((min(2 * n + 2, _PROBES), n))
         axes = np.eye(n)[: _PROBES // 2]
-        moves = np.vstack([axes, -axes, random / np.abs(random).max(axis=1, keepdims=True)])
-        bounds = [bound[:n] for bound in self.model.bounds]
-        scale = 1.0 + abs(point.objective)
-        for move in moves * (_MOVE * (1.0 + np.abs(point.x).max())):
-            far = self.response(np.clip(point.x + move, *bounds))
+        moves = [*axes, *-axes, *(random / np.abs(random).max(axis=1, keepdims=True))]
+        bounds = (self.model.bounds[0][:n], self.model.bounds[1][:n])
+        scale, size = 1.0 + abs(point.objective), 1.0 + float(np.abs(point.x).max())
+        if 1 < n <= LARGEST:
+            normals = self._normals(point)
+            for radius in _RADII:
+                move = kink_direction(self._value, point.x, radius * size, bounds, normals)
+                moves += [] if move is None else [move]
+        for move in moves:
+            far = self.response(np.clip(point.x + _MOVE * size * move, *bounds))
             if far is None or not far.objective < point.objective - _PASSING * scale:
                 continue
-            near = self.response(np.clip(point.x + 0.1 * move, *bounds))
+            near = self.response(np.clip(point.x + 0.1 * _MOVE * size * move, *bounds))
             fall = (point.objective - far.objective) / scale
-            if (
-                near is not None
-                and 0.03 * fall < (point.objective - near.objective) / scale < 0.3 * fall
-            ):
-                left = max(left, fall)
+            sloped = near is not None and (
+                0.03 * fall < (point.objective - near.objective) / scale < 0.3 * fall
+            )
+            length = _MOVE * size
+            for _ in range(_DOUBLINGS):
+                length *= 2.0
+                further = self.response(np.clip(point.x + length * move, *bounds))
+                if further is None or not further.objective < far.objective:
+                    break
+                far = further
+            if sloped:
+                left = max(left, (point.objective - far.objective) / scale)
             if far.better(found or point):
                 found = far
         return found, left
+
+    def _value(self, x: Vector) -> float:
+        point = self.response(x)
+        return np.inf if point is None else point.objective
+
+    def _normals(self, point: JointPoint) -> list[Vector]:
+        """Outward normals of the constraints in x alone that are active at a point."""
+        data = self.model.derivatives(point.x, point.y)
+        inequality, equality = (
+            _dense(part) for part in (data.inequality_jacobian, data.equality_jacobian)
+        )
+        alone = ~inequality[:, self.nx :].any(axis=1) & (data.inequality >= -_MOVE)
+        held = equality[~equality[:, self.nx :].any(axis=1)]
+        rows = np.concatenate([inequality[alone], held, -held])[:, : self.nx]
+        return [row / np.abs(row).max() for row in rows if row.any()]
 
     def stationarity(self, point: JointPoint, gamma: float = LOCAL[-1]) -> float:
         """Relative decrease of ``f + gamma (g - v)`` that a run from the point still finds.

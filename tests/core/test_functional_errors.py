@@ -469,7 +469,7 @@ def test_a_derivative_that_autograd_loses_is_found_before_the_solve():
     [
         (lambda x, y, d: -x.sum() + 0 * y.sum(), blocc.Box(0, 3)),
         (lambda x, y, d: y.sum(), None),
-        (lambda x, y, d: (x**3).sum() + (y**2).sum(), None),
+        (lambda x, y, d: -((x - 9) ** 2).sum() + 0 * y.sum(), blocc.Box(0, 3)),
     ],
     ids=["f falls in x", "f falls along the answer", "f falls ever faster"],
 )

@@ -1,0 +1,77 @@
+"""Descent along kinks, from values alone: gradient sampling with differences (Burke, Lewis and Overton 2005).
+
+Where the lower level's active set changes, f(x, y(x)) has a kink. Descent may be left along the kink alone: on a curve
+that no random direction hits, and along which a penalised objective at a large gamma takes tiny steps. The smallest
+convex combination of gradients from around a point looks along it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from blocc.methods.gradient_sampling import smallest_combination
+from blocc.sets import Box
+
+Vector = npt.NDArray[np.float64]
+
+LARGEST = 20  # variables, beyond which differences cost too much
+_DIFFERENCE = 1e-3  # relative to the radius
+_FEW = 8  # gradients that agree where there is no kink
+_AGREE = 10.0  # relative change, over the radius, of gradients without a kink
+_MANY = 60
+
+
+def kink_direction(
+    value: Callable[[Vector], float],
+    x: Vector,
+    radius: float,
+    bounds: tuple[Vector, Vector],
+    normals: Sequence[Vector] = (),
+) -> Vector | None:
+    """Direction of descent, of largest entry 1, on which the gradients around a point agree.
+
+    Parameters
+    ----------
+    value : callable
+        Of x; infinite where it has none.
+    x : ndarray of shape (n,)
+    radius : float
+        Of the neighbourhood, in the largest-entry norm.
+    bounds : tuple of ndarray
+        On x.
+    normals : sequence of ndarray
+        Outward normals of further constraints that are active.
+
+    Returns
+    -------
+    ndarray or None
+        None where there is no kink around, or no direction is left.
+    """
+    n, step = len(x), _DIFFERENCE * radius
+    generator = np.random.default_rng(0)
+    gradients: list[Vector] = []
+    for count in range(min(4 * n + 2, _MANY)):
+        if count == _FEW and _agree(gradients, radius / (1.0 + float(np.abs(x).max()))):
+            return None
+        near = np.clip(x + radius * generator.uniform(-1.0, 1.0, n), *bounds)
+        here = value(near)
+        moved = np.where(near + step > bounds[1], -step, step)
+        gradient = np.array([(value(near + part) - here) for part in np.diag(moved)]) / moved
+        if np.all(np.isfinite(gradient)):
+            gradients.append(gradient)
+    if len(gradients) < 2:
+        return None
+    slope = smallest_combination(gradients, list(normals), x, Box(*bounds))
+    size = float(np.abs(slope).max())
+    return -slope / size if size > 0 else None
+
+
+def _agree(gradients: Sequence[Vector], radius: float) -> bool:
+    if not gradients:
+        return True
+    stacked = np.array(gradients)
+    spread = float(np.max(stacked.max(axis=0) - stacked.min(axis=0)))
+    return spread <= _AGREE * radius * (1.0 + float(np.abs(stacked).max()))

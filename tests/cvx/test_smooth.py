@@ -1,0 +1,116 @@
+"""Lower levels that are smooth and not quadratic: exact answers, and no claim where a kink hides descent."""
+
+from __future__ import annotations
+
+import cvxpy as cp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+
+import blocc
+from blocc.cvx import BilevelProblem
+from blocc.methods.kinks import kink_direction
+
+
+def shop(taste, cost, start=None) -> tuple[BilevelProblem, float]:
+    """A shop sets prices and stocks, a customer with logarithmic utility buys; and the best profit in closed form.
+
+    The customer buys ``min(s, 2 taste / p - 1)``, so the best price sells out, ``p = 2 taste / (1 + s)``: an optimum on
+    the kink, and one product at a time.
+    """
+    taste, cost = np.asarray(taste, float), np.asarray(cost, float)
+    p = cp.Variable(len(taste), bounds=[0.5, 20], name="price")
+    s = cp.Variable(len(taste), bounds=[0, 8], name="stock")
+    q = cp.Variable(len(taste), nonneg=True, name="bought")
+    if start is not None:
+        p.value, s.value = (np.full(len(taste), value) for value in start)
+    sales = cp.sum(cp.multiply(p, q))
+    problem = BilevelProblem(
+        cp.Maximize(sales - cost @ s - 0.1 * cp.sum_squares(s)),
+        blocc.LowerProblem(
+            cp.Maximize(taste @ cp.log(1 + q) - 0.5 * sales), {"stock": q <= s}, given=[p, s]
+        ),
+    )
+    best = sum(
+        -minimize_scalar(
+            lambda z, a=a, c=c: -(2 * a * z / (1 + z) - c * z - 0.1 * z**2),
+            bounds=(0, 8),
+            method="bounded",
+            options={"xatol": 1e-12},
+        ).fun
+        for a, c in zip(taste, cost, strict=True)
+    )
+    return problem, best
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(0.5, 20), st.floats(0, 8), st.floats(1, 9))
+def test_a_logarithmic_lower_level_is_solved_to_rounding(price, stock, taste):
+    problem, _ = shop([taste], [0.5])
+    saddle = problem.lower(np.array([price, stock]))
+    exact = float(np.clip(2 * taste / price - 1, 0, stock))
+    assert saddle.y[0] == pytest.approx(exact, rel=1e-9, abs=1e-9)
+    value = -(taste * np.log1p(exact) - 0.5 * price * exact)
+    assert saddle.value == pytest.approx(value, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("x", [[3.0, 0.5], [3.0, 6.0]], ids=["stock binds", "stock is left"])
+def test_the_curvature_of_a_smooth_value_agrees_with_differences(x):
+    problem, _ = shop([4.0], [0.6])
+    x, step = np.array(x), 1e-5
+    problem.lower(x)
+    bend = problem.value_hessian(x)
+    slopes = [
+        problem.lower(x + step * e).grad_x - problem.lower(x - step * e).grad_x for e in np.eye(2)
+    ]
+    np.testing.assert_allclose(bend, np.array(slopes) / (2 * step), atol=1e-7)
+
+
+@pytest.mark.parametrize("starts", ["range", 5])
+def test_an_optimum_on_a_kink_is_reached(starts):
+    problem, best = shop([4.0], [0.6])
+    result = problem.solve(starts=starts)
+    assert result.success
+    assert result.objective == pytest.approx(best, rel=1e-6)
+
+
+@pytest.mark.parametrize(("taste", "cost"), [([4, 3], [0.6, 0.4]), ([2.5, 3.5], [0.2, 0.7])])
+def test_no_claim_of_stationarity_on_the_way_along_a_kink(taste, cost):
+    problem, best = shop(taste, cost, start=(3.0, 1.0))
+    result = problem.solve(on_failure="return")
+    assert result.objective <= best * (1 + 1e-9)
+    if result.status.name == "STATIONARY":
+        # the only stationary points sell all of a product or none of it
+        single = [shop([t], [c])[1] for t, c in zip(taste, cost, strict=True)]
+        values = [0.0, single[0], single[1], sum(single)]
+        assert min(abs(result.objective - value) for value in values) <= 2e-5 * best
+
+
+def test_the_direction_of_a_kink_is_found_from_values_alone():
+    def value(x):
+        return abs(x[1] - x[0] ** 2) + 0.1 * x[0]
+
+    point = np.array([0.5, 0.25])
+    box = (np.full(2, -9.0), np.full(2, 9.0))
+    along = kink_direction(value, point, 1e-4, box)
+    tangent = -np.array([1.0, 1.0])  # of the parabola there, downhill
+    np.testing.assert_allclose(along, tangent, atol=1e-2)
+
+
+def test_without_a_kink_there_is_no_direction():
+    box = (np.full(2, -9.0), np.full(2, 9.0))
+    assert kink_direction(lambda x: float(x @ x + x[0]), np.array([0.3, 0.2]), 1e-4, box) is None
+
+
+def test_a_constraint_that_is_active_blocks_the_direction():
+    def value(x):
+        return abs(x[1]) - x[0]
+
+    box = (np.full(2, -9.0), np.full(2, 9.0))
+    point, wall = np.array([1.0, 0.0]), np.array([1.0, 0.0])
+    free = kink_direction(value, point, 1e-4, box)
+    np.testing.assert_allclose(free, [1.0, 0.0], atol=1e-6)
+    blocked = kink_direction(value, point, 1e-4, box, [wall])
+    assert blocked is None or blocked[0] <= 1e-6

@@ -192,14 +192,21 @@ class Homotopy:
             stationarity=first_order,
         )
 
-    def _refuse_runaway(self, here: Evaluation, start: Array) -> None:
-        """Raise where x has gone to astronomical sizes and the objective still falls in proportion to it."""
+    def _refuse_runaway(self, here: Evaluation, start: Array, oracle: Any) -> None:
+        """Raise where x has gone to astronomical sizes, may go on, and the objective still falls in proportion."""
         xp = namespace(here.x)
         size = float(xp.max(xp.abs(here.x)))
-        if size > RUNAWAY * (1.0 + float(xp.max(xp.abs(start)))):
-            outward = self.model.x_set.project(here.x + 1e-3 * here.x) - here.x
-            if float(xp.sum(here.gradient * outward)) < -1e-6 * (1.0 + abs(here.value)):
-                raise UpperUnboundedError(size)
+        if size <= RUNAWAY * (1.0 + float(xp.max(xp.abs(start)))):
+            return
+        further = self.model.x_set.project(1e3 * here.x)
+        if float(xp.max(xp.abs(further))) < 1e2 * size:
+            return
+        try:
+            there = oracle(further)
+        except LowerLevelError:
+            return
+        if there.value < here.value - 1e-3 * (1.0 + abs(here.value)):
+            raise UpperUnboundedError(size)
 
     def _minimize(
         self, state: _State, oracle: Any, method: str, tol: float, steps: int | None = None
@@ -215,7 +222,7 @@ class Homotopy:
 
             def guarded(x: Array) -> Evaluation:
                 there: Evaluation = oracle(x)
-                self._refuse_runaway(there, state.interior)
+                self._refuse_runaway(there, state.interior, oracle)
                 return there
 
             evaluate = oracle if method == "convex_concave" else guarded

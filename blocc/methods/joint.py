@@ -955,15 +955,15 @@ class Joint:
                 self._refuse_runaway(x)
 
     def _refuse_runaway(self, x: Vector) -> None:
-        """Raise where x has gone to astronomical sizes and the response still falls in proportion to it."""
+        """Raise where x has gone to astronomical sizes, may go on, and the response still falls in proportion."""
         size, bounds = float(np.abs(x).max()), [bound[: self.nx] for bound in self.model.bounds]
         if size <= RUNAWAY * (1.0 + float(np.abs(self.start[: self.nx]).max())):
             return
         x = x * min(1.0, _COUNTABLE / size)
-        here, there = self.response(x), self.response(np.clip(x + 1e-3 * x, *bounds))
-        if here is None or there is None:
+        here, there = self.response(x), self.response(np.clip(1e3 * x, *bounds))
+        if here is None or there is None or np.abs(there.x).max() < 1e2 * np.abs(x).max():
             return
-        if there.objective < here.objective - 1e-6 * (1.0 + abs(here.objective)):
+        if there.objective < here.objective - 1e-3 * (1.0 + abs(here.objective)):
             raise UpperUnboundedError(float(np.abs(x * self.model.x_unit).max()))
 
     def measure(self, x: Vector, y: Vector, saddle: Saddle) -> JointPoint:

@@ -126,22 +126,22 @@ def test_interrupted_solve_keeps_its_best_point_and_resumes(
 @pytest.mark.parametrize("size", [1, 3])
 def test_an_upper_objective_without_a_minimum_is_refused(method, size):
     x, y = cp.Variable(size, name="x"), cp.Variable(size, name="y")
-    lower = blocc.LowerProblem(cp.Minimize(cp.sum_squares(y - x)), given=[x])
+    lower = LowerProblem(cp.Minimize(cp.sum_squares(y - x)), given=[x])
     with pytest.raises(UpperUnboundedError, match="no minimum"):
-        blocc.BilevelProblem(cp.Minimize(cp.sum(y)), lower).solve(method=method)
+        BilevelProblem(cp.Minimize(cp.sum(y)), lower).solve(method=method)
 
 
 def test_a_price_without_a_cap_is_refused():
     price, q = cp.Variable(nonneg=True, name="price"), cp.Variable(nonneg=True, name="q")
-    lower = blocc.LowerProblem(cp.Minimize(cp.square(q - 3) + price * q), given=[price])
+    lower = LowerProblem(cp.Minimize(cp.square(q - 3) + price * q), given=[price])
     with pytest.raises(UpperUnboundedError, match="Bound them"):
-        blocc.BilevelProblem(cp.Maximize(price - q), lower).solve()
+        BilevelProblem(cp.Maximize(price - q), lower).solve()
 
 
 def test_bounds_of_a_wrong_shape_from_cvxpy_bound_nothing():
     # CVXPY 1.9 gives the product of two vectors interval bounds of their shape, not of a scalar
     price, q = cp.Variable(2, bounds=[0.5, 10], name="price"), cp.Variable(2, nonneg=True, name="q")
-    lower = blocc.LowerProblem(cp.Minimize(cp.sum_squares(q - 3) + price @ q), given=[price])
-    result = blocc.BilevelProblem(cp.Maximize(price @ q - cp.sum(price)), lower).solve()
+    lower = LowerProblem(cp.Minimize(cp.sum_squares(q - 3) + price @ q), given=[price])
+    result = BilevelProblem(cp.Maximize(price @ q - cp.sum(price)), lower).solve()
     assert result.objective == pytest.approx(4.0, rel=1e-8)  # q = 3 - price / 2, at price 2
     assert result.bound is None

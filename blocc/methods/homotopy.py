@@ -198,8 +198,8 @@ class Homotopy:
         size = float(xp.max(xp.abs(here.x)))
         if size <= RUNAWAY * (1.0 + float(xp.max(xp.abs(start)))):
             return
-        further = self.model.x_set.project(1e3 * here.x)
-        if float(xp.max(xp.abs(further))) < 1e2 * size:
+        further = self.model.x_set.project(10.0 * here.x)
+        if float(xp.max(xp.abs(further))) < 5.0 * size:
             return
         try:
             there = oracle(further)

@@ -960,8 +960,8 @@ class Joint:
         if size <= RUNAWAY * (1.0 + float(np.abs(self.start[: self.nx]).max())):
             return
         x = x * min(1.0, _COUNTABLE / size)
-        here, there = self.response(x), self.response(np.clip(1e3 * x, *bounds))
-        if here is None or there is None or np.abs(there.x).max() < 1e2 * np.abs(x).max():
+        here, there = self.response(x), self.response(np.clip(10.0 * x, *bounds))
+        if here is None or there is None or np.abs(there.x).max() < 5.0 * np.abs(x).max():
             return
         if there.objective < here.objective - 1e-3 * (1.0 + abs(here.objective)):
             raise UpperUnboundedError(float(np.abs(x * self.model.x_unit).max()))

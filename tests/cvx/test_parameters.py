@@ -278,13 +278,13 @@ def test_answers_from_critical_regions_are_those_of_a_cold_solve(seed: int) -> N
         return BilevelProblem(cp.Minimize(cp.sum_squares(x) + cp.sum_squares(y - 1)), lower)
 
     kept, cold = build(), build()
-    assert kept._quadratic is not None
-    assert cold._quadratic is not None
+    assert kept._sharp is not None
+    assert cold._sharp is not None
     reused = 0
     for _ in range(60):
         point = random.uniform(-2, 2, 2)
         for near in (point, point + 1e-3 * random.normal(size=2)):
-            cold._quadratic.program.forget()
+            cold._sharp.program.forget()
             mine, other = kept.lower(near), cold.lower(near)
             reused += mine.iterations == 0
             np.testing.assert_allclose(mine.y, other.y, atol=1e-9)

@@ -206,7 +206,9 @@ def main() -> None:
         raise SystemExit(2) from None
     except Exception as error:
         if hasattr(error, "format_message"):  # typer's own usage errors
-            print(f"blocc: {error.format_message()}", file=sys.stderr)
+            message = error.format_message()
+            if message:  # none where no arguments were given: the help has been printed
+                print(f"blocc: {message}", file=sys.stderr)
             raise SystemExit(2) from None
         raise
     raise SystemExit(code if isinstance(code, int) else 0)

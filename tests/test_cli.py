@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+from scipy.special import expit
 
 from blocc.applications import transport
-from blocc.applications.transport import reference
+from blocc.applications.transport import reference, search
+from blocc.result import read_archive
 
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
@@ -54,6 +58,58 @@ def test_design_writes_everything_and_the_summary_is_true(tmp_path):
     assert summary["seed"] == 0
     assert "profit" in done.stdout
     assert "certificate" in done.stdout
+
+
+def test_help_is_all_that_a_group_without_a_command_prints():
+    done = run("transport")
+    assert done.returncode == 2
+    assert "scenarios" in done.stdout + done.stderr
+    assert "blocc: " not in done.stderr
+
+
+def test_scenarios_write_a_row_for_every_combination(tmp_path):
+    options = ("--demand-growth", "0,0.5", "--subsidy", "0,1", "--starts", "0")
+    done = run("transport", "scenarios", "three_node", "--out", str(tmp_path), "--json", *options)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    wanted = {(0.0, 0.0), (0.0, 1.0), (0.5, 0.0), (0.5, 1.0)}
+    assert {(row["demand_growth"], row["subsidy"]) for row in rows} == wanted
+    with (tmp_path / "scenarios.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    profits = [float(row["profit"]) for row in written]
+    assert profits == pytest.approx([row["profit"] for row in rows], rel=1e-9)
+    grown = [row["profit"] for row in rows if row["demand_growth"] == 0.5 and row["subsidy"] == 0]
+    assert grown[0] == pytest.approx(1.5 * 2 * expit(2.0), rel=1e-4)  # the optimum in closed form
+    assert (tmp_path / "pareto.png").stat().st_size > 1000
+    bad = run("transport", "scenarios", "three_node", "--out", str(tmp_path), "--cost", "1;2")
+    assert bad.returncode == 2
+    assert "'1;2' is not a list of numbers" in bad.stderr
+
+
+@pytest.mark.slow
+def test_killed_search_of_seville_resumes_to_the_same_design(tmp_path):
+    program = [sys.executable, "-c", "from blocc.cli import main; main()"]
+    killed = tmp_path / "killed"
+    command = ("transport", "design", "seville", "--json", "--out")
+    process = subprocess.Popen(
+        [*program, *command, str(killed), "--starts", "100000"], stdout=subprocess.DEVNULL
+    )
+    checkpoint, done = killed / "checkpoint.npz", 0
+    until = time.monotonic() + 120
+    while done < 4 and time.monotonic() < until:
+        time.sleep(0.2)
+        if checkpoint.exists() and checkpoint.stat().st_size:
+            done = read_archive(checkpoint, search.CHECKPOINT)[1]["trials"]
+    process.kill()
+    process.wait()
+    done = read_archive(checkpoint, search.CHECKPOINT)[1]["trials"]
+    assert done >= 4
+    starts = ("--starts", str(done + 4))
+    resumed = run(*command, str(killed), "--resume", *starts)
+    whole = run(*command, str(tmp_path / "whole"), *starts)
+    assert resumed.returncode == whole.returncode == 0, resumed.stderr + whole.stderr
+    written = [tmp_path / name / "design.csv" for name in ("killed", "whole")]
+    assert written[0].read_bytes() == written[1].read_bytes()
 
 
 def test_json_output_is_one_object(tmp_path):

@@ -64,6 +64,7 @@ UpperCallable = Callable[[Any, Any], float]
 _Last = tuple[Vector, Vector, tuple[Vector, Vector]]
 
 _TOL = 1e-10
+_VIOLATED = 1e-6  # by an upper constraint, from which on it is named
 
 
 def _refuse_not_finite(named: Mapping[str, Any]) -> None:
@@ -764,8 +765,10 @@ class BilevelProblem:
                     f"upper constraint {name!r} is in x alone and not convex by CVXPY's rules: {constraint}"
                 )
         self._coupling = {k: c for k, c in self.upper_constraints.items() if k not in self._alone}
-        for name, constraint in {**self._alone, **self._coupling}.items():
-            add(name, constraint)
+        self._upper_parts: list[tuple[str, str, int]] = [
+            (name, *add(name, constraint))
+            for name, constraint in {**self._alone, **self._coupling}.items()
+        ]
         self._upper_rows = (sum(e.size for e in inequalities), sum(e.size for e in equalities))
         #: Multipliers of the lower levels: of ordinary constraints and bounds, and of cones.
         self._blocks: list[DualBlock] = []
@@ -871,6 +874,18 @@ class BilevelProblem:
         inequality = np.max(data.inequality[:rows], initial=0.0)
         equality = np.max(np.abs(data.equality[:equal]), initial=0.0)
         return float(max(inequality, equality, 0.0)) / scale
+
+    def _worst_upper(self, x: Vector, y: Vector) -> str | None:
+        """The upper constraint that (x, y) violates most, None where none is violated."""
+        data = self.derivatives(x, y)
+        values = {"inequality": data.inequality, "equality": np.abs(data.equality)}
+        start = {"inequality": 0, "equality": 0}
+        worst: dict[str, float] = {}
+        for name, kind, size in self._upper_parts:
+            rows = slice(start[kind], start[kind] + size)
+            worst[name], start[kind] = float(np.max(values[kind][rows], initial=0.0)), rows.stop
+        culprit = max(worst, key=lambda name: worst[name], default=None)
+        return None if culprit is None or worst[culprit] <= _VIOLATED else culprit
 
     def lower(self, x: Vector, *, tol: float = _TOL, warm: Any = None) -> Saddle:
         """Saddle point of the lower level at x (all followers together)."""
@@ -1151,6 +1166,7 @@ class BilevelProblem:
         if seed < 0:
             raise InvalidInputError(f"seed must be at least 0, got {seed}")
         progress = Progress(verbose, callback)
+        progress.sense = self.sign
         if self._parameters_changed():
             self._refuse_not_finite()
             self.refresh()
@@ -1262,7 +1278,13 @@ class BilevelProblem:
             contradictory = self._contradiction()
             if contradictory is not None:
                 raise contradictory
-            message += f" (constraints violated by {certificate.violation:.1e}, relative)"
+            culprit = self._worst_upper(point.x, point.y)
+            message += (
+                f" (constraints violated by {certificate.violation:.1e}, relative)"
+                if culprit is None
+                else f": no x was found at which upper constraint {culprit!r} holds at the lower level's answer. Relax "
+                "it, or start elsewhere"
+            )
         if status is Status.FEASIBLE:
             message += (
                 f" (descent of {certificate.stationarity:.1e} left); more starts may help: "
@@ -1274,7 +1296,9 @@ class BilevelProblem:
         low, high = (end * method.model.x_unit for end in method.range)
         self._last = (point.x, point.y, (low, high)) if certificate.ok(tol) else None
         progress.timings["total"] = progress.seconds
-        progress.status(f"status: {status.name.lower()}: {message}; objective {objective:.8g}")
+        progress.status(
+            f"status: {status.name.lower()}: {message}; objective {self.sign * objective:.8g}"
+        )
         result = self._named_result(
             Result(
                 x=point.x,

@@ -50,6 +50,8 @@ class Progress:
         self.started = time.perf_counter()
         self.timings: dict[str, float] = {}
         self._offset = 0.0
+        #: -1 where the user maximises: records and prints are in the user's sense.
+        self.sense = 1.0
 
     @property
     def seconds(self) -> float:
@@ -69,6 +71,8 @@ class Progress:
 
     def row(self, **values: Any) -> None:
         """Record one outer iteration."""
+        for name in ("penalized", "response"):
+            values[name] *= self.sense
         record: Record = {"iteration": len(self.records), **values, "seconds": self.seconds}
         self.records.append(record)
         if self.verbose:

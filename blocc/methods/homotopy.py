@@ -538,7 +538,8 @@ class Homotopy:
             message += f" (residual {certificate.stationarity:.1e}); the upper objective may have a kink there"
         self.progress.timings["total"] = self.progress.seconds
         self.progress.status(
-            f"status: {status.name.lower()}: {message}; objective {answer.objective:.8g}"
+            f"status: {status.name.lower()}: {message}; objective "
+            f"{self.progress.sense * answer.objective:.8g}"
         )
         return Result(
             x=answer.x,

@@ -14,6 +14,7 @@ from blocc.errors import (
     InvalidInputError,
     LowerInfeasibleError,
     LowerUnboundedError,
+    SolveError,
     SolveInterrupted,
     UnsupportedModelError,
     UpperUnboundedError,
@@ -145,3 +146,22 @@ def test_bounds_of_a_wrong_shape_from_cvxpy_bound_nothing():
     result = BilevelProblem(cp.Maximize(price @ q - cp.sum(price)), lower).solve()
     assert result.objective == pytest.approx(4.0, rel=1e-8)  # q = 3 - price / 2, at price 2
     assert result.bound is None
+
+
+def test_an_upper_constraint_that_no_response_meets_is_named():
+    x, y = cp.Variable(2, bounds=[0, 2.5], name="x"), cp.Variable(2, nonneg=True, name="y")
+    lower = LowerProblem(cp.Minimize(cp.sum_squares(y - x)), given=[x])
+    upper = {"fine": y[0] <= 9, "big": cp.sum(y) >= 8}
+    with pytest.raises(SolveError, match="upper constraint 'big'"):
+        BilevelProblem(cp.Minimize(cp.sum_squares(x)), lower, upper).solve()
+
+
+@pytest.mark.parametrize("method", ["auto", "lbfgsb"])
+def test_records_and_prints_of_a_maximisation_are_in_its_sense(method, capsys):
+    x, y = cp.Variable(bounds=[0, 5], name="x"), cp.Variable(name="y")
+    lower = LowerProblem(cp.Minimize(cp.square(y - x)), given=[x])
+    problem = BilevelProblem(cp.Maximize(7 - cp.square(y - 2)), lower)
+    result = problem.solve(method=method, verbose=True)
+    assert result.objective == pytest.approx(7.0)
+    assert result.history["response"].iloc[-1] == pytest.approx(7.0, abs=1e-3)
+    assert "objective 7" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -257,7 +258,11 @@ def contradiction(constraints: Mapping[str, Any]) -> list[str]:
     def infeasible(some: list[str]) -> bool:
         problem = cp.Problem(cp.Minimize(0.0), [copies[name] for name in some])
         try:
-            problem.solve(solver=cp.CLARABEL)
+            with (
+                warnings.catch_warnings()
+            ):  # "may be inaccurate" is no proof, and not counted as one
+                warnings.simplefilter("ignore", UserWarning)
+                problem.solve(solver=cp.CLARABEL)
         except cp.error.SolverError:
             return False
         return bool(problem.status == cp.INFEASIBLE)

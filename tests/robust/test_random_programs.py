@@ -45,6 +45,11 @@ def test_no_crash_hang_or_false_claim_in_functional_form(start):
     check(range(start, min(start + 10 * ROUND, 5000)), "functional", limit=300.0)
 
 
+def test_a_ridge_is_not_called_stationary_in_functional_form():
+    """At a concave kink gradients of both sides combine to zero, and yet moves descend."""
+    assert trial.attempt(programs.program(152), "functional", 120.0).false is None
+
+
 # ---- the oracle itself: it must be able to say no ---------------------------------------------------------------
 
 

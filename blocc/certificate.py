@@ -240,7 +240,7 @@ def certify(
 def response_descent(model: Model, x: Array, objective: float, tol: float) -> float:
     """Largest relative fall of the true upper value near x, where a tenth of the move bears it out.
 
-    Tries moves of a thousandth of the size of x along the axes and in random directions; each costs a lower-level solve.
+    Moves are a thousandth of the size of x, along the axes and in random directions; each costs a lower-level solve.
     """
     xp = namespace(x)
     size, scale = math.prod(x.shape), 1.0 + abs(objective)

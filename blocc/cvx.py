@@ -1279,12 +1279,12 @@ class BilevelProblem:
             if contradictory is not None:
                 raise contradictory
             culprit = self._worst_upper(point.x, point.y)
-            message += (
-                f" (constraints violated by {certificate.violation:.1e}, relative)"
-                if culprit is None
-                else f": no x was found at which upper constraint {culprit!r} holds at the lower level's answer. Relax "
-                "it, or start elsewhere"
-            )
+            message += f" (constraints violated by {certificate.violation:.1e}, relative)"
+            if culprit is not None:
+                message += (
+                    f": no x was found at which upper constraint {culprit!r} holds at the lower level's answer. Relax "
+                    "it, or start elsewhere"
+                )
         if status is Status.FEASIBLE:
             message += (
                 f" (descent of {certificate.stationarity:.1e} left); more starts may help: "

@@ -165,6 +165,7 @@ class ConicProgram:
         shape, upper = (self.size, self.size), self._P_row <= self._P_col
         self._P_columns = _Columns(self._P_row, self._P_col, shape)
         self._P_upper = _Columns(self._P_row[upper], self._P_col[upper], shape)
+        self._upper = upper
 
     def parameter_vector(self, values: Mapping[int, Any]) -> Vector:
         """Stack parameter values by identity, with the constant 1 in its column."""
@@ -299,16 +300,28 @@ class ConicProgram:
         return None
 
     def _interior_point(self, tol: float) -> ConicAnswer:
-        upper = self._P_row <= self._P_col
-        P, A = self._P_upper(self.P_data[upper]), self._A_columns(self.A_data)
+        P_data, A_data = self.P_data[self._upper], self.A_data
         settings = clarabel_settings(0.1 * tol)  # tighter than asked: Clarabel has its own scaling
         if self._solver is not None:
             try:
-                self._solver.update(P=P.data, q=self.q, A=A.data, b=self.b, settings=settings)
+                self._solver.update(
+                    P=self._P_upper.ordered(P_data),
+                    q=self.q,
+                    A=self._A_columns.ordered(A_data),
+                    b=self.b,
+                    settings=settings,
+                )
             except Exception:  # the sparsity pattern changed (an entry became exactly zero)
                 self._solver = None
         if self._solver is None:
-            self._solver = clarabel.DefaultSolver(P, self.q, A, self.b, self._cones, settings)
+            self._solver = clarabel.DefaultSolver(
+                self._P_upper(P_data),
+                self.q,
+                self._A_columns(A_data),
+                self.b,
+                self._cones,
+                settings,
+            )
         solution = self._solver.solve()
         status = str(solution.status)
         if status == "PrimalInfeasible":  # and not AlmostPrimalInfeasible, which proves nothing
@@ -434,8 +447,12 @@ class _Columns:
 
     def __call__(self, data: Vector) -> Any:
         matrix = self._matrix.copy()
-        matrix.data = data[self._order]
+        matrix.data = self.ordered(data)
         return matrix
+
+    def ordered(self, data: Vector) -> Vector:
+        """The entries column by column, as the matrix has them."""
+        return np.asarray(data[self._order])
 
 
 def _compact(matrix: Any) -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -125,12 +124,15 @@ class Scaled:
         saddle = self.model.lower(x * self.x_unit, tol=tol, warm=warm)
         value = saddle.value / self.lower_unit
         gap = saddle.gap * (1.0 + abs(saddle.value)) / self.lower_unit
-        return replace(
-            saddle,
+        return Saddle(
             y=np.asarray(saddle.y) / self.y_unit,
+            duals=saddle.duals,
             value=value,
             grad_x=np.asarray(saddle.grad_x) * self.x_unit / self.lower_unit,
             gap=gap / (1.0 + abs(value)),
+            violation=saddle.violation,
+            iterations=saddle.iterations,
+            warm=saddle.warm,
         )
 
     def value_hessian(self, x: Vector) -> Vector | None:

@@ -1045,7 +1045,7 @@ class Joint:
         It needs no derivative, so it also reaches optima at the edge of dom v, where the slope of
         v is unbounded.
         """
-        step, least = 1e-3, 1e-7
+        step, least = 1e-5, 1e-7
         while self.best is not None and evaluations > 0 and step > least:
             moved = False
             for k in range(self.nx):

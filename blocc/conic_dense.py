@@ -42,7 +42,14 @@ class QuadraticAnswer(NamedTuple):
 
 
 def solve_dense_qp(
-    P: Matrix, q: Vector, A: Matrix, upper: Vector, lower: Vector, *, tol: float = 1e-11
+    P: Matrix,
+    q: Vector,
+    A: Matrix,
+    upper: Vector,
+    lower: Vector,
+    *,
+    tol: float = 1e-11,
+    guess: Vector | None = None,
 ) -> QuadraticAnswer | None:
     """Solve ``min 1/2 z'Pz + q'z`` over ``lower <= Az <= upper``, to rounding where DAQP is there.
 
@@ -56,6 +63,8 @@ def solve_dense_qp(
         The first k entries bound ``z[:k]`` itself, the others ``Az``; beyond 1e30 there is no bound.
     tol : float
         Primal and dual tolerance.
+    guess : ndarray of shape (k + m,), optional
+        Multipliers of a similar program: which bounds to begin with.
 
     Returns
     -------
@@ -67,6 +76,9 @@ def solve_dense_qp(
     if daqp is None:
         return _interior_point(P, q, A, top, bottom, tol)
     sense = (top == bottom) * np.int32(5)
+    if guess is not None:
+        begun = np.where(guess > 0, np.int32(1), np.where(guess < 0, np.int32(3), np.int32(0)))
+        sense = np.where(sense > 0, sense, begun)
     z, _, flag, info = daqp.solve(
         P, q, A, top, bottom, sense, primal_tol=tol, dual_tol=tol, eps_prox=-1.0, iter_limit=2000
     )

@@ -56,6 +56,7 @@ MAX_VARIABLES = 200
 _ITERATIONS = 40  # of a stage
 _ACCEPT = 1e-3  # least ratio of actual to predicted decrease
 _PASSING = 1e-10  # relative decrease that ends a stage on the way
+_MANY = 20  # variables from which on a subproblem begins with the last one's active bounds
 _EXACT = 1e-4  # deviation of the ratio from 1 that ends a stage on the way
 _GOOD = 0.5  # ratio below which y is moved on at the new x
 _LINEAR = 1e-10  # Hessian, relative to the gradient, that makes no difference
@@ -404,6 +405,7 @@ class _TrustRegion:
             if hessian is None:
                 hessian = self._model(here, last)
             cuts = merit.cuts(here, 2.0 * self.radius)
+            self.last = last
             step = self._step(here, trust * hessian, cuts)
             if step is None:
                 self.radius *= 0.25
@@ -552,6 +554,8 @@ class _TrustRegion:
         jacobian = _dense(here.data.inequality_jacobian)
         equality = _dense(here.data.equality_jacobian)
         step = self._subproblem(here, hessian, cuts, jacobian, equality, elastic=False)
+        if step is None and self.radius < 1e-9 and here.violation < 1e-12:
+            return None  # they have: here; what is left is rounding
         if step is None:  # the linearised constraints have no point inside the radius
             step = self._subproblem(here, hessian, cuts, jacobian, equality, elastic=True)
         if step is None:
@@ -630,7 +634,12 @@ class _TrustRegion:
             P[:] = (
                 0.0  # the active-set solver takes a linear program, not a Hessian of rounding size
             )
-        answer = solve_dense_qp(P, scale * q, A, np.concatenate(top), np.concatenate(bottom))
+        guess = None
+        if self.last is not None and size == n >= _MANY:
+            guess = np.concatenate([self.last.bound, self.last.dual, self.last.equal])
+        answer = solve_dense_qp(
+            P, scale * q, A, np.concatenate(top), np.concatenate(bottom), guess=guess
+        )
         if answer is None:
             return None
         dual = answer.dual / scale

@@ -64,6 +64,7 @@ _DIFFERENCE = 1e-5  # relative step of the curvature differences
 _MEMORY = 30  # linearisations of v kept
 _CUTS = 8  # at most so many used in a step
 _FRACTIONS = tuple(1.35**-k for k in range(20, -1, -1))  # of the range of x_i, in the scan
+_COARSE = _FRACTIONS[2::3]  # beside the last answer of a program like this one
 _WIDE = 3  # upper variables from which on axes through one point are a small part of the range
 _TILT = 1e-3  # of a start, relative
 _SCANNED = 4  # local minima of a scan from which to run, beside better points
@@ -777,17 +778,19 @@ class Joint:
         ):  # the last y may be the upper level's choice among several: keep it where it still is one
             held = self.measure(v[: self.nx], v[self.nx :], self._saddle(v[: self.nx]))
             v = v if held.better(own) else np.concatenate([own.x, own.y])
-        self.climb(np.clip(v, *self.model.bounds), SHORT)
-        start = None if self.attained else self.relaxed(v)
-        if start is not None:
-            self.climb(start, RISING)
+        self.climb(np.clip(v, *self.model.bounds), LOCAL)
+        if self.bound is not None and not self.attained:
+            start = self.relaxed(v)
+            point = None if start is None else self.response(start[: self.nx])
+            if point is not None and point.better(self.best):
+                self._explore(point)
         if self.best is None:
             return None
         for _ in range(_ROUNDS):
             before = self.best
             if self.attained:
                 break
-            for point in self.scan(before, set()):
+            for point in self.scan(before, set(), _COARSE):
                 if point.better(self.best):
                     self._explore(point)
             if self.best is before:
@@ -1000,7 +1003,12 @@ class Joint:
         point = self.measure(x, np.asarray(saddle.y), saddle)
         return point if point.violation <= _TIGHT and np.isfinite(point.objective) else None
 
-    def scan(self, base: JointPoint, tried: set[tuple[float, ...]]) -> list[JointPoint]:
+    def scan(
+        self,
+        base: JointPoint,
+        tried: set[tuple[float, ...]],
+        fractions: Sequence[float] = _FRACTIONS,
+    ) -> list[JointPoint]:
         """Local minima of the response along the axes through a point, best first.
 
         Parameters
@@ -1008,12 +1016,14 @@ class Joint:
         base : JointPoint
         tried : set of tuple
             Points handed out before (rounded); extended here.
+        fractions : sequence of float
+            Of the way to the ends of the range: where to look.
         """
         found: list[JointPoint] = []
         for k in range(self.nx):
             for sign, end in ((1.0, self.range[1][k]), (-1.0, self.range[0][k])):
                 line: list[JointPoint | None] = [base]
-                for fraction in _FRACTIONS:
+                for fraction in fractions:
                     x = base.x.copy()
                     x[k] += sign * fraction * abs(end - base.x[k])
                     line.append(self.response(x))

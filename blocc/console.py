@@ -20,7 +20,7 @@ def show_table(rows: Mapping[str, Any], title: str) -> None:
     """Print a table of two columns."""
     table = rich.table.Table(title=title, show_header=False, title_justify="left")
     for key, value in rows.items():
-        table.add_row(key, str(value))
+        table.add_row(key, f"{value:.6g}" if isinstance(value, float) else str(value))
     rich.console.Console().print(table)
 
 

@@ -39,6 +39,14 @@ def test_info_lists_versions_and_devices():
     assert run("info").returncode == 0
 
 
+def test_the_version_is_shown():
+    import blocc
+
+    done = run("--version")
+    assert done.returncode == 0
+    assert done.stdout.strip() == f"blocc {blocc.__version__}"
+
+
 def test_design_writes_everything_and_the_summary_is_true(tmp_path):
     done = run("transport", "design", "nine_node", "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr

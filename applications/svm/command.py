@@ -53,7 +53,7 @@ def tune(
     -------
     dict
         The summary that is written: instance, rows, features, classes, C, validation_loss, training_accuracy, status,
-        success, certificate, seconds, seed, versions, files.
+        selection, success, certificate, seconds, seed, versions, files.
 
     Raises
     ------
@@ -119,10 +119,12 @@ def tune(
         "features": len(names),
         "classes": [str(label) for label in model.classes_],
         **parameters,
-        "objective": model.validation_loss_,
         "validation_loss": model.validation_loss_,
         "training_accuracy": float(model.score(Z, y)),
         "status": [result.status.name.lower() for result in results],
+        "selection": "certified stationary"
+        if all(result.success for result in results)
+        else "the best found, not certified stationary",
         "success": all(result.certificate.lower_ok() for result in results),
         "certificate": [result.certificate.to_dict() for result in results],
         "seconds": time.perf_counter() - began,

@@ -1108,7 +1108,9 @@ class Joint:
             normals = self._normals(point)
             for radius in _RADII:
                 move = kink_direction(self._value, point.x, radius * size, bounds, normals)
-                moves += [] if move is None else [move]
+                if move is None:  # no kink around, and none closer
+                    break
+                moves.append(move)
         for move in moves:
             far = self.response(np.clip(point.x + _MOVE * size * move, *bounds))
             if far is None or not far.objective < point.objective - _PASSING * scale:

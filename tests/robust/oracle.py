@@ -40,7 +40,12 @@ def quadratic(
     P: Vector, q: Vector, A: Vector, b: Vector, E: Vector, e: Vector, low: Vector, high: Vector
 ) -> tuple[str, Vector, float]:
     """Solve ``min 1/2 z'Pz + q'z, Az <= b, Ez = e, low <= z <= high``; ("solved", z, value) or another word."""
-    n = len(q)
+    # every variable in units of its range: Clarabel's tolerances are absolute, and its own scaling goes only so far
+    n, width = len(q), high - low
+    unit = np.where(np.isfinite(width) & (width > 0), width, 1.0)
+    whole, slope = P, q
+    P, q, A, E = P * np.outer(unit, unit), q * unit, A * unit, E * unit
+    low, high = low / unit, high / unit
     eye = np.eye(n)
     below, above = np.isfinite(low), np.isfinite(high)
     rows = np.vstack([E, A, eye[above], -eye[below]])
@@ -69,7 +74,8 @@ def quadratic(
         and max(answer.r_prim, answer.r_dual) <= 1e-8
         and abs(answer.obj_val - answer.obj_val_dual) <= 1e-8 * (1 + abs(answer.obj_val))
     )
-    return "solved" if solved else word, z, float(0.5 * z @ P @ z + q @ z)
+    z = unit * z
+    return "solved" if solved else word, z, float(0.5 * z @ whole @ z + slope @ z)
 
 
 def respond(program: Program, x: Vector, *, coupling: bool = True) -> Response | None:

@@ -30,7 +30,7 @@ from blocc.errors import (
     UnsupportedModelError,
     UpperUnboundedError,
 )
-from blocc.methods.kinks import LARGEST, kink_direction
+from blocc.methods.kinks import LARGEST, edge_directions, kink_direction
 from blocc.model import HasRelaxation, Saddle
 from blocc.progress import Progress
 from blocc.scaling import Scaled
@@ -71,6 +71,7 @@ _SCANNED = 4  # local minima of a scan from which to run, beside better points
 _ROUNDS = 10  # of scans
 _MOVE = 1e-3  # relative, of a probe
 _RADII = (1e-3, 1e-4)  # relative, around a point, in which to look for kinks
+_TURNS = 12  # directions to which to turn from the steepest, at most
 _DOUBLINGS = 10  # of a move that falls
 _COUNTABLE = 1e15  # size of x at which the lower level still has an answer
 _PROBES = 20  # at most so many random directions, and as many along axes
@@ -1105,6 +1106,7 @@ class Joint:
         bounds = (self.model.bounds[0][:n], self.model.bounds[1][:n])
         scale, size = 1.0 + abs(point.objective), 1.0 + float(np.abs(point.x).max())
         if 1 < n <= LARGEST:
+            moves += edge_directions(self._value, point.x, _MOVE * size, bounds, moves[:_TURNS])
             normals = self._normals(point)
             for radius in _RADII:
                 move = kink_direction(self._value, point.x, radius * size, bounds, normals)

@@ -22,6 +22,8 @@ _DIFFERENCE = 1e-3  # relative to the radius
 _FEW = 8  # gradients that agree where there is no kink
 _AGREE = 10.0  # relative change, over the radius, of gradients without a kink
 _MANY = 60
+_JUMP = 10.0  # times what the slope explains
+_BISECTIONS = 12
 
 
 def kink_direction(
@@ -75,3 +77,68 @@ def _agree(gradients: Sequence[Vector], radius: float) -> bool:
     stacked = np.array(gradients)
     spread = float(np.max(stacked.max(axis=0) - stacked.min(axis=0)))
     return spread <= _AGREE * radius * (1.0 + float(np.abs(stacked).max()))
+
+
+def edge_directions(
+    value: Callable[[Vector], float],
+    x: Vector,
+    radius: float,
+    bounds: tuple[Vector, Vector],
+    ways: Sequence[Vector],
+) -> list[Vector]:
+    """Steepest descent, or, where a jump or the domain's edge cuts it off, the directions nearest to it on this side.
+
+    Parameters
+    ----------
+    value : callable
+        Of x; infinite where it has none.
+    x : ndarray of shape (n,)
+    radius : float
+        At which to look, in the largest-entry norm.
+    bounds : tuple of ndarray
+        On x.
+    ways : sequence of ndarray
+        Directions of largest entry 1, to turn to from the steepest: from each that is not cut off, one answer.
+
+    Returns
+    -------
+    list of ndarray
+        Of largest entry 1.
+    """
+    here, step = value(x), _DIFFERENCE * radius
+    slope = np.zeros(len(x))
+    for k, unit in enumerate(np.eye(len(x))):
+        ahead, behind = (
+            (value(np.clip(x + sign * step * unit, *bounds)) - here) / (sign * step)
+            for sign in (1.0, -1.0)
+        )
+        slope[k] = min(ahead, behind, key=abs)  # a jump has the larger one
+    steepest = float(np.abs(slope).max())
+    if not (np.isfinite(steepest) and steepest > 0):
+        return []
+    limit = here + _JUMP * radius * float(np.abs(slope).sum())
+
+    def cut_off(way: Vector) -> bool:
+        return not value(np.clip(x + radius * way, *bounds)) <= limit
+
+    down = -slope / steepest
+    if not cut_off(down):
+        return [down]
+    found = []
+    for way in ways:
+        if cut_off(way):
+            continue
+        beyond, inside = 0.0, 1.0
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (beyond + inside)
+            if cut_off(_turned(down, way, middle)):
+                beyond = middle
+            else:
+                inside = middle
+        found.append(_turned(down, way, inside))
+    return found
+
+
+def _turned(start: Vector, end: Vector, share: float) -> Vector:
+    way = (1.0 - share) * start + share * end
+    return np.asarray(way / max(float(np.abs(way).max()), 1e-300))

@@ -11,7 +11,9 @@ from scipy.optimize import minimize_scalar
 
 import blocc
 from blocc.cvx import BilevelProblem
-from blocc.methods.kinks import kink_direction
+from blocc.methods.kinks import edge_directions, kink_direction
+from tests.robust.oracle import claim, refute
+from tests.robust.programs import program as random_program
 
 
 def shop(taste, cost, start=None) -> tuple[BilevelProblem, float]:
@@ -114,3 +116,30 @@ def test_a_constraint_that_is_active_blocks_the_direction():
     np.testing.assert_allclose(free, [1.0, 0.0], atol=1e-6)
     blocked = kink_direction(value, point, 1e-4, box, [wall])
     assert blocked is None or blocked[0] <= 1e-6
+
+
+def test_the_steepest_way_that_stays_on_this_side_of_a_jump_is_found():
+    def value(
+        x,
+    ):  # falls fastest along (1, -1/2), where it jumps; along the jump's edge it still falls
+        return -x[0] + 0.5 * x[1] + (100.0 if x[0] - 0.1 * x[1] > 0 else 0.0)
+
+    box, point = (np.full(2, -9.0), np.full(2, 9.0)), np.zeros(2)
+    ways = [*np.eye(2), *-np.eye(2)]
+    found = edge_directions(value, point, 1e-3, box, ways)
+    edge = -np.array([0.1, 1.0])
+    assert min(np.abs(way - edge).max() for way in found) <= 1e-3
+    assert all(value(1e-3 * way) <= 1.0 for way in found)
+
+
+def test_without_a_jump_the_steepest_way_itself_is_returned():
+    box = (np.full(2, -9.0), np.full(2, 9.0))
+    (way,) = edge_directions(lambda x: float(x @ [2.0, -1.0]), np.zeros(2), 1e-3, box, [])
+    np.testing.assert_allclose(way, [-1.0, 0.5], atol=1e-9)
+
+
+def test_descent_along_the_edge_of_a_jump_is_not_called_stationary():
+    """Seed 2973 of the random programs: a linear lower level whose answer jumps across a line through the point."""
+    program = random_program(2973)
+    result = program.bilevel_problem().solve(on_failure="return")
+    assert refute(program, claim(result)) is None

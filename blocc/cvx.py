@@ -1206,7 +1206,8 @@ class BilevelProblem:
         now = [None if p.value is None else _flat_value(p.value).copy() for p in self._parameters]
         before, self._parameter_values = self._parameter_values, now
         return len(before) != len(now) or any(
-            not np.array_equal(old, new) for old, new in zip(before, now, strict=True)
+            old is not new and (old is None or new is None or not np.array_equal(old, new))
+            for old, new in zip(before, now, strict=True)
         )
 
     def _start(self) -> Vector:

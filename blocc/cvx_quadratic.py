@@ -345,7 +345,7 @@ def kkt_solve(hessian: Matrix, rows: Matrix, right: Matrix) -> Matrix | None:
         found = np.linalg.solve(kkt, right)
     except np.linalg.LinAlgError:
         return None
-    return found if np.abs(found).max(initial=0.0) < 1e8 else None
+    return np.asarray(found, dtype=float) if np.abs(found).max(initial=0.0) < 1e8 else None
 
 
 def curvature_of_value(

@@ -170,14 +170,14 @@ class _Sizes:
 
     def compare(self, other: _Sizes) -> tuple[npt.NDArray[np.bool_], bool]:
         """Rows whose first derivatives differ at another point; whether none does, and no Hessian of an objective."""
-        curved = _differ(self.jacobian, other.jacobian).any(axis=1)
+        curved = np.asarray(_differ(self.jacobian, other.jacobian).any(axis=1))
         bends = zip(self.objectives, other.objectives, strict=True)
         return curved, not (curved.any() or any(_differ(a[1], b[1]).any() for a, b in bends))
 
 
 def _differ(before: Vector, after: Vector) -> npt.NDArray[np.bool_]:
     size = np.maximum(np.abs(before), np.abs(after)).max(axis=-1, initial=0.0, keepdims=True)
-    return np.abs(after - before) > _CHANGE * size
+    return np.asarray(np.abs(after - before) > _CHANGE * size)
 
 
 def equilibrate(

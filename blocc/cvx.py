@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -334,7 +335,30 @@ def on_plain_variables(constraints: Sequence[Any]) -> list[Any]:
     return [visitor.constraint(constraint) for constraint in constraints]
 
 
-def _explain(pieces: Mapping[str, Any]) -> str:
+_WRAP = re.compile(r"(?:nonneg|nonpos|psd|symmetric)_wrap\(([^()]*)\)")
+_SQUARES = re.compile(r"quad_over_lin\((.*?), 1\.0(?:, None, False)?\)")
+
+
+def _written(expression: Any, visitor: _Parametriser) -> str:
+    """An expression of the copy as its user may know it."""
+    text = str(expression)
+    for parameter, original in zip(visitor.parameters, visitor.expressions, strict=True):
+        known = str(original).replace("\\", r"\\")
+        text = re.sub(rf"\b{re.escape(parameter.name())}\b", known, text)
+    text = _SQUARES.sub(r"sum_squares(\1)", _WRAP.sub(r"\1", text))
+    return text.replace("PowerApprox(", "power(").replace("PnormApprox(", "pnorm(")
+
+
+def _hint(wrong: Any, piece: Any) -> str:
+    """What may be wrong with a part, beyond that it is not convex."""
+    if isinstance(piece, cp.Expression) and piece.is_concave():
+        return ". It is concave: is Minimize meant to be Maximize, or the other way round?"
+    if any(leaf.sign == "UNKNOWN" for leaf in wrong.parameters()):
+        return ". Where that hangs on a sign, say it by nonneg=True or bounds= of the variable"
+    return ""
+
+
+def _explain(pieces: Mapping[str, Any], visitor: _Parametriser) -> str:
     """Name the smallest part that CVXPY cannot take as convex, and affine in its parameters."""
     remedy = (
         " once the upper variables are fixed. Upper variables may enter through products "
@@ -348,9 +372,10 @@ def _explain(pieces: Mapping[str, Any]) -> str:
         else:
             wrong = None if piece.is_dcp() else piece
         if wrong is not None:
-            return f"{name}: the part  {wrong}  ({type(wrong).__name__}) is not convex{remedy}"
+            part = _written(wrong, visitor)
+            return f"{name}: the part  {part}  is not convex{remedy}{_hint(wrong, piece)}"
         if not piece.is_dcp(dpp=True):
-            return f"{name}:  {piece}  is not affine in its parameters (DPP){remedy}"
+            return f"{name}:  {_written(piece, visitor)}  is not affine in its parameters (DPP){remedy}"
     return "CVXPY refuses the problem"
 
 
@@ -444,6 +469,7 @@ class _Compiled:
         bounds: Mapping[str, Any],
         upper: Layout,
         variables: Sequence[cp.Variable],
+        label: str = "lower objective",
     ) -> None:
         plain = {variable.id: _plain(variable) for variable in variables}
         leaves = {identity: pair[1] for identity, pair in plain.items()}
@@ -458,7 +484,7 @@ class _Compiled:
         self._variables, self._copies = [pair[0] for pair in plain.values()], copies
         self._problem = cp.Problem(cp.Minimize(expression), [*copies.values(), *visitor.pinned])
         if not self._problem.is_dcp(dpp=True):
-            raise UnsupportedModelError(_explain({"objective": expression, **copies}))
+            raise UnsupportedModelError(_explain({label: expression, **copies}, visitor))
         self._program: ConicProgram | None = None
 
     @property
@@ -949,7 +975,12 @@ class BilevelProblem:
                 return visitor.visit(self.expression) + weight * visitor.visit(lower)
 
             return _Compiled(
-                objective, constraints, bounds, self.upper_layout, self.lower_layout.variables
+                objective,
+                constraints,
+                bounds,
+                self.upper_layout,
+                self.lower_layout.variables,
+                "penalised objective",
             )
 
         # gamma as a parameter is not DPP, but the objective's data are affine in it: two compilations give the line

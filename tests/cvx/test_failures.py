@@ -165,3 +165,23 @@ def test_records_and_prints_of_a_maximisation_are_in_its_sense(method, capsys):
     assert result.objective == pytest.approx(7.0)
     assert result.history["response"].iloc[-1] == pytest.approx(7.0, abs=1e-3)
     assert "objective 7" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [
+        (lambda x, y: cp.Maximize(cp.sum_squares(y) + x * y[0]), ["sum_squares(y)", "Maximize"]),
+        (lambda x, y: cp.Minimize(x * cp.sum_squares(y)), ["x * sum_squares(y)", "nonneg=True"]),
+        (lambda x, y: cp.Minimize(cp.sqrt(y[0]) + x * y[1]), ["power(y[0], 0.5)"]),
+        (lambda x, y: cp.Minimize(y[0] * y[1] + x * y[1]), ["y[0] * y[1]"]),
+    ],
+)
+def test_a_part_that_is_not_convex_is_named_in_the_users_words(objective, words):
+    x, y = cp.Variable(name="x"), cp.Variable(2, nonneg=True, name="y")
+    lower = LowerProblem(objective(x, y), given=[x])
+    with pytest.raises(UnsupportedModelError) as refusal:
+        BilevelProblem(cp.Minimize(cp.sum(y) + cp.square(x)), lower)
+    message = str(refusal.value)
+    assert message.startswith("lower objective: ")
+    assert all(word in message for word in words)
+    assert not any(word in message for word in ("_wrap", "param", "quad_over_lin", "Approx"))

@@ -1244,6 +1244,10 @@ class BilevelProblem:
     def _start(self) -> Vector:
         lower, upper = (bound[: self.n_upper] for bound in self.bounds)
         default = np.clip(np.zeros(self.n_upper), lower, upper)
+        ranged = np.isfinite(lower) & np.isfinite(
+            upper
+        )  # at a corner there is often nothing to gain nearby
+        default[ranged] = 0.5 * (lower[ranged] + upper[ranged])
         for variable in self.upper_layout.variables:
             if variable.value is not None:
                 if not np.all(np.isfinite(_flat_value(variable.value))):

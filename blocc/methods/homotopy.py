@@ -78,6 +78,11 @@ class _State:
         math.inf
     )  # how far the last stage's F_gamma was from the true value: sets how exact the next is
 
+    def remember(self, here: Evaluation) -> None:
+        """Keep the best response."""
+        if here.response < self.best_response:
+            self.best_response, self.best_x = here.response, here.x
+
 
 @dataclass(frozen=True)
 class _Candidate:
@@ -181,8 +186,7 @@ class Homotopy:
 
     def _record(self, state: _State, here: Evaluation, method: str, first_order: float) -> None:
         state.iterations += 1
-        if here.response < state.best_response:
-            state.best_response, state.best_x = here.response, here.x
+        state.remember(here)
         self.progress.row(
             method=method,
             gamma=here.gamma,
@@ -214,6 +218,7 @@ class Homotopy:
         """Minimise an oracle from state.x, recording every accepted point."""
         with self.progress.timed(method if not isinstance(oracle, Response) else "polish"):
             here: Evaluation = oracle(state.x)
+            state.remember(here)  # the start counts too
             budget = max(1, self.max_iterations - state.iterations)
             if steps is not None:
                 budget = min(budget, steps)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 
+import autograd.numpy as anp
 import numpy as np
 import pytest
 from scipy.optimize import minimize as scipy_minimize
+from scipy.optimize import minimize_scalar
 
 import blocc
 from blocc.certificate import certify
@@ -244,3 +246,25 @@ def test_same_run_twice_gives_the_same_bytes(problem):
     second = blocc.solve(problem.model(), np.zeros(3))
     assert first.x.tobytes() == second.x.tobytes()
     assert first.y.tobytes() == second.y.tobytes()
+
+
+def test_a_start_that_earns_more_than_where_the_stages_end_is_followed_as_well():
+    """A shop and a customer with logarithmic utility: nothing sold is stationary too, and where the stages end."""
+    taste, cost, holding = 4.0, 0.6, 0.1
+    result = blocc.minimize(
+        lambda x, y, d: -(x[0] * y[0] - cost * x[1] - holding * x[1] ** 2),
+        lambda x, y, d: -(taste * anp.log(1 + y[0]) - 0.5 * x[0] * y[0]),
+        lambda x, y, d: y - x[1],
+        x0=[2.0, 2.0],
+        y0=[1.0],
+        x_set=blocc.Box([0.5, 0], [20, 8]),
+        y_set=blocc.Box(0, 50),
+    )
+    # sold out at the price that clears the stock: 2 taste s / (1 + s) - cost s - holding s^2
+    best = -minimize_scalar(
+        lambda s: -(2 * taste * s / (1 + s) - cost * s - holding * s**2),
+        bounds=(0, 8),
+        method="bounded",
+        options={"xatol": 1e-12},
+    ).fun
+    assert result.objective == pytest.approx(-best, rel=1e-6)

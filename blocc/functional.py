@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -173,6 +173,17 @@ class FunctionalModel:
         self._refuse_concave(x0)
         self._refuse_bent(x0)
 
+    def _pairs(self) -> Iterator[list[Array]]:
+        """Random pairs of points in the lower set, around y0."""
+        xp = namespace(self.y0)
+        for seed in range(CONVEXITY_PROBES):
+            yield [
+                self.y_set.project(
+                    self.y0 + (1.0 + xp.abs(self.y0)) * random_normal(self.y0, seed + shift)
+                )
+                for shift in (1000, 2000)
+            ]
+
     def _refuse_concave(self, x: Array) -> None:
         """Raise where g is seen to be nonconvex in y: its saddle points would then certify nothing.
 
@@ -180,13 +191,7 @@ class FunctionalModel:
         """
         xp = namespace(self.y0)
         slack = 1e4 * precision(self.y0)
-        for seed in range(CONVEXITY_PROBES):
-            points = [
-                self.y_set.project(
-                    self.y0 + (1.0 + xp.abs(self.y0)) * random_normal(self.y0, seed + shift)
-                )
-                for shift in (1000, 2000)
-            ]
+        for points in self._pairs():
             slopes = [self.g.pullback_y(x, point) for point in points]
             apart, change = points[0] - points[1], slopes[0] - slopes[1]
             product, size = xp.sum(apart * change), xp.sqrt(xp.sum(apart**2) * xp.sum(change**2))
@@ -200,13 +205,7 @@ class FunctionalModel:
         """Raise where h is seen not to be affine in y, or c or G not convex: multipliers would then prove nothing."""
         named = {**self.lower_constraints, **({"G": self.G} if self.G else {})}
         xp = namespace(self.y0)
-        for seed in range(CONVEXITY_PROBES):
-            ends = [
-                self.y_set.project(
-                    self.y0 + (1.0 + xp.abs(self.y0)) * random_normal(self.y0, seed + shift)
-                )
-                for shift in (1000, 2000)
-            ]
+        for ends in self._pairs():
             for name, function in named.items():
                 first, last, middle = (
                     function.value(x, y) for y in (*ends, 0.5 * (ends[0] + ends[1]))

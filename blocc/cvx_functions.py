@@ -12,7 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cvxpy as cp
 import numpy as np
@@ -684,6 +684,15 @@ class _Part:
     third: Any = None  # third derivative of a cubic
 
 
+class _Known(NamedTuple):
+    """Values and Jacobian, from row ``first`` on, at the point last asked for."""
+
+    point: bytes
+    first: int
+    value: Vector
+    jacobian: Any
+
+
 class Functions:
     """Several CVXPY expressions stacked into one vector function of the flat vector.
 
@@ -748,6 +757,7 @@ class Functions:
                 part.third = np.array(there) - part.hessians
 
     def _stack(self) -> None:
+        self._known: _Known | None = None
         self._constant = np.zeros(self.size)
         small = self.size * self.width <= _DENSE_ENTRIES
         dense = np.zeros((self.size, self.width) if small else (0, 0))
@@ -778,6 +788,7 @@ class Functions:
         ]
         stacks = [part.hessians for part in self._parts if part.hessians is not None]
         self._hessian_stack = np.concatenate(stacks) if stacks else np.zeros((0, 0, 0))
+        self._flat_hessians = self._hessian_stack.reshape(len(curved_rows), self.width**2)
 
     def value(self, v: Vector) -> Vector:
         """Values, stacked; NaN outside a function's domain."""
@@ -795,11 +806,30 @@ class Functions:
     def value_jacobian(self, v: Vector, first: int = 0) -> tuple[Vector, Any]:
         """Values and Jacobian (dense where small, else CSR); NaN outside a function's domain.
 
-        Rows before the first one asked for may be left out.
+        Rows before the first one asked for may be left out. The arrays are shared between calls: copy before writing.
         """
+        point, known = v.tobytes(), self._known
+        if known is None or known.point != point:
+            known = _Known(point, self.size, *self._polynomials(v))
+        missing = [part for part in self._general if first <= part[0].start < known.first]
+        if missing:
+            value, jacobian = known.value, known.jacobian
+            dense = isinstance(jacobian, np.ndarray)
+            jacobian = jacobian if dense else jacobian.tolil()
+            with np.errstate(all="ignore"):
+                for rows, node in missing:
+                    value[rows], local = node.value_jacobian(v)
+                    jacobian[rows] = _dense(local) if dense else local
+            known = known._replace(jacobian=jacobian if dense else jacobian.tocsr())
+        self._known = known._replace(first=min(first, known.first))
+        return known.value, known.jacobian
+
+    def _polynomials(self, v: Vector) -> tuple[Vector, Any]:
+        """Values and Jacobian of the rows that are stored as polynomials."""
         value, jacobian = self._matrix @ v + self._constant, self._matrix
-        if len(self._hessian_rows):
+        if len(self._hessian_rows) or (self._general and isinstance(jacobian, np.ndarray)):
             jacobian = jacobian.copy()
+        if len(self._hessian_rows):
             slopes = self._hessian_stack @ v
             value[self._hessian_rows] += 0.5 * slopes @ v
             for position, third in self._cubic:
@@ -807,17 +837,7 @@ class Functions:
                 slopes[position] += 0.5 * bent
                 value[self._hessian_rows[position]] += (bent @ v) / 6.0
             jacobian[self._hessian_rows] += slopes
-        if not self._general:
-            return value, jacobian
-        dense = isinstance(jacobian, np.ndarray)
-        jacobian = jacobian.copy() if dense else jacobian.tolil()
-        with np.errstate(all="ignore"):
-            for rows, node in self._general:
-                if rows.start < first:
-                    continue
-                value[rows], local = node.value_jacobian(v)
-                jacobian[rows] = _dense(local) if dense else local
-        return value, jacobian if dense else jacobian.tocsr()
+        return value, jacobian
 
     def affine_rows(self, rows: slice) -> tuple[Vector, Matrix] | None:
         """Constant and Jacobian of some rows, None where one is not affine."""
@@ -842,7 +862,7 @@ class Functions:
         total = np.zeros((self.width, self.width))
         if len(self._hessian_rows):
             bent = weights[self._hessian_rows]
-            total += np.tensordot(bent, self._hessian_stack, axes=1)
+            total += (bent @ self._flat_hessians).reshape(total.shape)
             for position, third in self._cubic:
                 if bent[position]:
                     total += bent[position] * (third @ v)

@@ -250,6 +250,18 @@ def test_compiled_functions_equal_cvxpy_values(point: list[float]) -> None:
     assert (jacobian @ direction)[smooth] == pytest.approx(slope[smooth], rel=1e-4, abs=1e-5)
 
 
+def test_rows_that_were_left_out_come_when_they_are_asked_for() -> None:
+    x = cp.Variable(2, name="x")
+    functions = Functions([cp.sum(cp.exp(x)), cp.log(x[0] + 2)], Layout([x]))
+    for point in (np.array([0.3, -0.4]), np.array([1.0, 2.0])):
+        slopes = np.array([np.exp(point), [1 / (point[0] + 2), 0.0]])
+        values = np.array([np.exp(point).sum(), np.log(point[0] + 2)])
+        for first in (1, 0, 1):
+            value, jacobian = functions.value_jacobian(point, first)
+            assert value[first:] == pytest.approx(values[first:], rel=1e-14)
+            assert jacobian[first:] == pytest.approx(slopes[first:], rel=1e-14)
+
+
 def test_hessian_equals_differences_of_the_gradient(case: Case) -> None:
     problem, n = case.problem, case.problem.n_upper
     generator = np.random.default_rng(1)
@@ -270,8 +282,8 @@ def test_hessian_equals_differences_of_the_gradient(case: Case) -> None:
     assert hessian == pytest.approx(expected, rel=1e-3, abs=1e-3)
 
 
-def test_curvature_of_the_value_equals_differences_of_its_slope() -> None:
-    """Quadratic lower level with a binding row: v'' from the KKT system; None where a row is weakly active."""
+def test_sensitivity_equals_differences_of_the_answer_and_of_the_slope_of_the_value() -> None:
+    """Quadratic lower level with a binding row: y' and v'' from the KKT system; None where a row is weakly active."""
     x, y = cp.Variable(2, name="x"), cp.Variable(2, name="y", bounds=[0, 5])
     g = cp.Minimize(cp.square(y[0] - x[0]) + 2 * cp.square(y[1] - x[1]) + x[0] * y[1])
     problem = BilevelProblem(
@@ -284,5 +296,11 @@ def test_curvature_of_the_value_equals_differences_of_its_slope() -> None:
             (problem.lower(at + step).grad_x - problem.lower(at - step).grad_x) / 2e-5
             for step in steps
         ]
-        assert problem.value_hessian(at) == pytest.approx(np.array(slopes), abs=1e-6)
-    assert problem.value_hessian(np.array([0.0, 1.0])) is None  # y_0 = 0 with a multiplier of zero
+        found = problem.sensitivity(at)
+        assert found is not None
+        answers = [
+            (problem.lower(at + step).y - problem.lower(at - step).y) / 2e-5 for step in steps
+        ]
+        assert found.answer == pytest.approx(np.array(answers).T, abs=1e-6)
+        assert found.hessian == pytest.approx(np.array(slopes), abs=1e-6)
+    assert problem.sensitivity(np.array([0.0, 1.0])) is None  # y_0 = 0 with a multiplier of zero

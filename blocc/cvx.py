@@ -52,7 +52,7 @@ from blocc.errors import (
 from blocc.methods import homotopy
 from blocc.methods.homotopy import METHODS, OnFailure
 from blocc.methods.joint import FINAL, LOCAL, MAX_VARIABLES, Derivatives, Joint, JointPoint
-from blocc.model import LowerResiduals, Relaxation, Saddle
+from blocc.model import LowerResiduals, Relaxation, Saddle, Sensitivity
 from blocc.progress import Progress, Record
 from blocc.result import Result, Status, read_archive, write_archive
 from blocc.sets import Box, ConvexSet
@@ -65,6 +65,7 @@ UpperCallable = Callable[[Any, Any], float]
 _Last = tuple[Vector, Vector, tuple[Vector, Vector]]
 
 _TOL = 1e-10
+_PROBES = 10  # at most, with runs from what they find
 _VIOLATED = 1e-6  # by an upper constraint, from which on it is named
 
 
@@ -946,9 +947,9 @@ class BilevelProblem:
             iterations=sum(saddle.iterations for saddle in saddles),
         )
 
-    def value_hessian(self, x: Vector) -> Matrix | None:
-        """Hessian of v at x where the lower level has derivatives and its active set does not change, else None."""
-        return None if self._sharp is None else self._sharp.value_hessian(x)
+    def sensitivity(self, x: Vector) -> Sensitivity | None:
+        """Derivatives of y(x) and v at x where the lower level has them and its active set does not change."""
+        return None if self._sharp is None else self._sharp.sensitivity(x)
 
     def penalized(self, x: Vector, gamma: float, *, tol: float = _TOL, warm: Any = None) -> Saddle:
         """Saddle point of ``min_y f + gamma g`` under the lower constraints and the upper ones that involve y."""
@@ -1280,6 +1281,7 @@ class BilevelProblem:
         kept.attach(method, progress)
         interrupt: KeyboardInterrupt | None = None
         point: JointPoint | None = None
+        left: float | None = None
         try:
             with progress.timed("joint"):
                 if last is not None:
@@ -1288,9 +1290,12 @@ class BilevelProblem:
                     point = method.solve(starts, seed)
             if point is None:
                 raise self._no_answer()
+            with progress.timed("probe"):
+                point, left = self._probed(method, point)
             if global_:
                 with progress.timed("branch and bound"):
-                    point, bound = branch_and_bound(self, point, bound, max(tol, 1e-3), progress)
+                    better, bound = branch_and_bound(self, point, bound, max(tol, 1e-3), progress)
+                    point, left = better, left if better is point else None
         except KeyboardInterrupt as signal:
             if point is None and method.best is not None:
                 point = method.in_user_units(method.best)
@@ -1298,7 +1303,7 @@ class BilevelProblem:
                 raise
             interrupt = signal
         with progress.timed("certificate"):
-            certificate, saddle, objective = self._certificate(method, point, bound, tol)
+            certificate, saddle, objective = self._certificate(method, point, bound, left, tol)
         if interrupt is not None:
             status = Status.INTERRUPTED
         elif certificate.optimal(max(tol, 1e-3) if global_ else tol):
@@ -1327,8 +1332,8 @@ class BilevelProblem:
                 'solve(starts="range")'
             )
         if global_ and status is Status.STATIONARY:
-            left = "unknown" if bound is None else f"{certificate.bound_gap:.1e}"
-            message += f"; global optimality is not proven (relative gap {left})"
+            gap = "unknown" if bound is None else f"{certificate.bound_gap:.1e}"
+            message += f"; global optimality is not proven (relative gap {gap})"
         low, high = (end * method.model.x_unit for end in method.range)
         self._last = (point.x, point.y, (low, high)) if certificate.ok(tol) else None
         progress.timings["total"] = progress.seconds
@@ -1415,10 +1420,35 @@ class BilevelProblem:
             return least if np.isfinite(least) else None
         return 0.0 if self.expression.is_nonneg() else None
 
+    def _probed(self, solver: Joint, point: JointPoint) -> tuple[JointPoint, float]:
+        """Go on from a point as long as a probe finds a better one; and the descent that the last probe has left."""
+        for _ in range(_PROBES):
+            own = Joint(
+                self, point.x, point.y
+            )  # in the units of the answer, whatever the start was
+            found, left = own.probe(own.in_user_units(point, back=True))
+            better = None if found is None else solver.go_on(own.in_user_units(found))
+            if better is None:
+                return point, left
+            point = better
+        return point, self._descent(point)
+
+    def _descent(self, point: JointPoint) -> float:
+        own = Joint(self, point.x, point.y)
+        return own.probe(own.in_user_units(point, back=True))[1]
+
     def _certificate(
-        self, solver: Joint, point: JointPoint, bound: float | None, tol: float
+        self,
+        solver: Joint,
+        point: JointPoint,
+        bound: float | None,
+        left: float | None,
+        tol: float,
     ) -> tuple[Certificate, Saddle, float]:
-        """Every residual afresh: the lower level is solved again at x, cold."""
+        """Every residual afresh: the lower level is solved again at x, cold.
+
+        ``left`` is the descent that a probe has left at the point, where one has just been made there.
+        """
         x, y = point.x, point.y
         saddle = self.lower(x)
         own = self.residuals(x, saddle.y, saddle.duals)
@@ -1439,7 +1469,7 @@ class BilevelProblem:
             if stationarity <= 0.1 * tol:
                 break
         # a run that stalls finds no decrease: the response itself has the last word
-        stationarity = max(stationarity, method.probe(own_units)[1])
+        stationarity = max(stationarity, self._descent(point) if left is None else left)
         return (
             Certificate(
                 lower_gap=(chosen.objective - proven) / (1.0 + abs(chosen.objective)),

@@ -8,6 +8,7 @@ Hessian and the constraints linearised at the last answer (Nocedal and Wright, N
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -78,10 +79,13 @@ class SmoothProgram(VaryingProgram):
         hessian = self._functions.hessian(v, weights)[k:, k:]
         slope, rows = jacobian[self._objective, k:], jacobian[self._index, k:]
         parts = value[self._objective :], slope, rows, hessian
-        if not all(np.all(np.isfinite(part)) for part in parts):
+        if not all(math.isfinite(part.sum()) for part in parts):
             return None
         data = hessian, slope - hessian @ y, rows, rows @ y - value[self._index]
-        known = self._as_before(self._active(dual), *data) if dual.any() else None
+        known = None
+        if dual.any():
+            self._pattern = self._active(dual)
+            known = self._as_before(self._pattern, *data)
         return self._solve_afresh(*data) if known is None else known
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from blocc.sets import ConvexSet
 
@@ -59,6 +59,21 @@ class Saddle:
     violation: float
     iterations: int
     warm: Mapping[str, Array] = field(default_factory=dict)
+
+
+class Sensitivity(NamedTuple):
+    """Derivatives in x of a lower level's answer where its active set does not change.
+
+    Attributes
+    ----------
+    answer : array of shape (ny, nx)
+        Derivative of y(x).
+    hessian : array of shape (nx, nx)
+        Of the value v(x).
+    """
+
+    answer: Array
+    hessian: Array
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import scipy.sparse as sparse
 
 from blocc.errors import UnsupportedModelError
-from blocc.model import HasRelaxation, Relaxation, Saddle
+from blocc.model import HasRelaxation, Relaxation, Saddle, Sensitivity
 
 if TYPE_CHECKING:
     from blocc.methods.joint import Derivatives, HasDerivatives
@@ -135,13 +135,14 @@ class Scaled:
             warm=saddle.warm,
         )
 
-    def value_hessian(self, x: Vector) -> Vector | None:
-        """Hessian of v at x; None where it is not known."""
-        known = getattr(self.model, "value_hessian", None)
-        bend = None if known is None else known(x * self.x_unit)
-        if bend is None:
-            return None
-        return np.asarray(bend * self.x_unit * self.x_unit[:, None] / self.lower_unit)
+    def sensitivity(self, x: Vector) -> Sensitivity | None:
+        """Derivatives of y(x) and of v at x; None where they are not known."""
+        known = getattr(self.model, "sensitivity", None)
+        found = None if known is None else known(x * self.x_unit)
+        if found is None or self._same:
+            return found
+        bend = found.hessian * self.x_unit * self.x_unit[:, None] / self.lower_unit
+        return Sensitivity(found.answer * self.x_unit / self.y_unit[:, None], bend)
 
     def relaxation(self, *, tol: float) -> Relaxation:
         """Minimise f over both variables, lower-level optimality dropped."""

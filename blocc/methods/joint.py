@@ -30,8 +30,8 @@ from blocc.errors import (
     UnsupportedModelError,
     UpperUnboundedError,
 )
-from blocc.methods.kinks import LARGEST, edge_directions, kink_direction
-from blocc.model import HasRelaxation, Saddle
+from blocc.methods.kinks import LARGEST, differences, edge_directions, kink_direction
+from blocc.model import HasRelaxation, Saddle, Sensitivity
 from blocc.progress import Progress
 from blocc.scaling import Scaled
 
@@ -126,11 +126,11 @@ class HasDerivatives(Protocol):
 
 
 @runtime_checkable
-class HasValueHessian(Protocol):
-    """Optional capability: the curvature of v where the lower level's active set does not change."""
+class HasSensitivity(Protocol):
+    """Optional capability: derivatives of y(x) and of v where the lower level's active set does not change."""
 
-    def value_hessian(self, x: Vector) -> Vector | None:
-        """Hessian of v at x; None where it is not known."""
+    def sensitivity(self, x: Vector) -> Sensitivity | None:
+        """Derivatives at x; None where they are not known."""
         ...
 
 
@@ -247,14 +247,20 @@ class _Merit:
         if self.gamma > 0:
             x = here.v[:n]
             if self._bent is None or not np.array_equal(x, self._bent):
-                bend = self.model.value_hessian(x)
-                if bend is None:
-                    bend = np.array([self._value_curvature(here, k) for k in range(n)])
-                self._bent, self.bend = x, 0.5 * (bend + bend.T)
+                self._bent, self.bend = x, self._value_hessian(here)
             hessian[:n, :n] -= self.gamma * self.bend
         if not math.isfinite(hessian.sum()):
             hessian = np.where(np.isfinite(hessian), hessian, 0.0)
         return hessian
+
+    def _value_hessian(self, here: _Iterate) -> Vector:
+        """Hessian of v, by differences where the model does not know it."""
+        known = self.model.sensitivity(here.v[: self.nx])
+        if known is not None:
+            bend = known.hessian
+        else:
+            bend = np.array([self._value_curvature(here, k) for k in range(self.nx)])
+        return np.asarray(0.5 * (bend + bend.T))
 
     def _value_curvature(self, here: _Iterate, k: int) -> Vector:
         """Column k of the Hessian of v on the smooth piece around here."""
@@ -811,14 +817,23 @@ class Joint:
         if self.best is not None:
             self.climb(np.concatenate([self.best.x, self.best.y]), FINAL)
         self.refine()
-        for _ in range(_ROUNDS):
-            found = None if self.best is None or self.attained else self.probe(self.best)[0]
-            if found is None or not found.better(self.best):
-                break
-            self.best = found
-            self.climb(np.concatenate([found.x, found.y]), (*LOCAL, *FINAL))
-            self.refine()
         return None if self.best is None else self.in_user_units(self.best)
+
+    def go_on(self, point: JointPoint) -> JointPoint | None:
+        """Run on from a point, in the model's units, that was found without this method.
+
+        Returns
+        -------
+        JointPoint or None
+            The best point now, in the model's units; None where that has not become better.
+        """
+        before, point = self.best, self.in_user_units(point, back=True)
+        if self.attained or not point.better(before):
+            return None
+        self.best = point
+        self.climb(np.concatenate([point.x, point.y]), (*LOCAL, *FINAL))
+        self.refine()
+        return self.in_user_units(self.best)
 
     def in_user_units(self, point: JointPoint, back: bool = False) -> JointPoint:
         """A point of this method in the model's own units, or ``back`` from there."""
@@ -1109,7 +1124,7 @@ class Joint:
             moves += edge_directions(self._value, point.x, _MOVE * size, bounds, moves[:_TURNS])
             normals = self._normals(point)
             for radius in _RADII:
-                move = kink_direction(self._value, point.x, radius * size, bounds, normals)
+                move = kink_direction(self._gradient, point.x, radius * size, bounds, normals)
                 if move is None:  # no kink around, and none closer
                     break
                 moves.append(move)
@@ -1138,6 +1153,18 @@ class Joint:
     def _value(self, x: Vector) -> float:
         point = self.response(x)
         return np.inf if point is None else point.objective
+
+    def _gradient(self, x: Vector, step: float) -> Vector:
+        """Gradient of the response, by differences where the lower level's answer has no derivative; or infinite."""
+        point = self.response(x)
+        if point is None:
+            return np.full(self.nx, np.inf)
+        turn = self.model.sensitivity(x)
+        if turn is None:
+            upper = self.model.bounds[1][: self.nx]
+            return differences(self._value, x, step, upper)
+        slope = self.model.derivatives(x, point.y).upper_gradient
+        return np.asarray(slope[: self.nx] + slope[self.nx :] @ turn.answer)
 
     def _normals(self, point: JointPoint) -> list[Vector]:
         """Outward normals of the constraints in x alone that are active at a point."""

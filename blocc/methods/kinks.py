@@ -1,4 +1,4 @@
-"""Descent along kinks, from values alone: gradient sampling with differences (Burke, Lewis and Overton 2005).
+"""Descent along kinks: gradient sampling (Burke, Lewis and Overton 2005), by differences where need be.
 
 Where the lower level's active set changes, f(x, y(x)) has a kink. Descent may be left along the kink alone: on a curve
 that no random direction hits, and along which a penalised objective at a large gamma takes tiny steps. The smallest
@@ -26,8 +26,15 @@ _JUMP = 10.0  # times what the slope explains
 _BISECTIONS = 12
 
 
+def differences(value: Callable[[Vector], float], x: Vector, step: float, upper: Vector) -> Vector:
+    """Gradient by forward differences, backward ones where a bound is near; not finite where a value is none."""
+    moved = np.where(x + step > upper, -step, step)
+    here = value(x)
+    return np.array([value(x + part) - here for part in np.diag(moved)]) / moved
+
+
 def kink_direction(
-    value: Callable[[Vector], float],
+    gradient: Callable[[Vector, float], Vector],
     x: Vector,
     radius: float,
     bounds: tuple[Vector, Vector],
@@ -37,8 +44,8 @@ def kink_direction(
 
     Parameters
     ----------
-    value : callable
-        Of x; infinite where it has none.
+    gradient : callable
+        Of x, and of a step for differences; not finite where there is none.
     x : ndarray of shape (n,)
     radius : float
         Of the neighbourhood, in the largest-entry norm.
@@ -59,11 +66,9 @@ def kink_direction(
         if count == _FEW and _agree(gradients, radius / (1.0 + float(np.abs(x).max()))):
             return None
         near = np.clip(x + radius * generator.uniform(-1.0, 1.0, n), *bounds)
-        here = value(near)
-        moved = np.where(near + step > bounds[1], -step, step)
-        gradient = np.array([(value(near + part) - here) for part in np.diag(moved)]) / moved
-        if np.all(np.isfinite(gradient)):
-            gradients.append(gradient)
+        slope = gradient(near, step)
+        if np.all(np.isfinite(slope)):
+            gradients.append(slope)
     if len(gradients) < 2:
         return None
     slope = smallest_combination(gradients, list(normals), x, Box(*bounds))

@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 
 import blocc
 from blocc.cvx import BilevelProblem
-from blocc.methods.kinks import edge_directions, kink_direction
+from blocc.methods.kinks import differences, edge_directions, kink_direction
 from tests.robust.oracle import claim, refute
 from tests.robust.programs import program as random_program
 
@@ -59,15 +59,18 @@ def test_a_logarithmic_lower_level_is_solved_to_rounding(price, stock, taste):
 
 
 @pytest.mark.parametrize("x", [[3.0, 0.5], [3.0, 6.0]], ids=["stock binds", "stock is left"])
-def test_the_curvature_of_a_smooth_value_agrees_with_differences(x):
+def test_the_sensitivity_of_a_smooth_lower_level_agrees_with_differences(x):
     problem, _ = shop([4.0], [0.6])
     x, step = np.array(x), 1e-5
     problem.lower(x)
-    bend = problem.value_hessian(x)
-    slopes = [
-        problem.lower(x + step * e).grad_x - problem.lower(x - step * e).grad_x for e in np.eye(2)
-    ]
-    np.testing.assert_allclose(bend, np.array(slopes) / (2 * step), atol=1e-7)
+    found = problem.sensitivity(x)
+    pairs = [(problem.lower(x + step * e), problem.lower(x - step * e)) for e in np.eye(2)]
+    answers, slopes = (
+        np.array([getattr(a, name) - getattr(b, name) for a, b in pairs]) / (2 * step)
+        for name in ("y", "grad_x")
+    )
+    np.testing.assert_allclose(found.hessian, slopes, atol=1e-7)
+    np.testing.assert_allclose(found.answer, answers.T, atol=1e-7)
 
 
 @pytest.mark.parametrize("starts", [1, "range"])
@@ -90,20 +93,25 @@ def test_no_claim_of_stationarity_on_the_way_along_a_kink(taste, cost):
         assert min(abs(result.objective - value) for value in values) <= 2e-5 * best
 
 
+def by_differences(value):
+    return lambda x, step: differences(value, x, step, np.full(len(x), 9.0))
+
+
 def test_the_direction_of_a_kink_is_found_from_values_alone():
     def value(x):
         return abs(x[1] - x[0] ** 2) + 0.1 * x[0]
 
     point = np.array([0.5, 0.25])
     box = (np.full(2, -9.0), np.full(2, 9.0))
-    along = kink_direction(value, point, 1e-4, box)
+    along = kink_direction(by_differences(value), point, 1e-4, box)
     tangent = -np.array([1.0, 1.0])  # of the parabola there, downhill
     np.testing.assert_allclose(along, tangent, atol=1e-2)
 
 
 def test_without_a_kink_there_is_no_direction():
     box = (np.full(2, -9.0), np.full(2, 9.0))
-    assert kink_direction(lambda x: float(x @ x + x[0]), np.array([0.3, 0.2]), 1e-4, box) is None
+    slope = by_differences(lambda x: float(x @ x + x[0]))
+    assert kink_direction(slope, np.array([0.3, 0.2]), 1e-4, box) is None
 
 
 def test_a_constraint_that_is_active_blocks_the_direction():
@@ -112,9 +120,9 @@ def test_a_constraint_that_is_active_blocks_the_direction():
 
     box = (np.full(2, -9.0), np.full(2, 9.0))
     point, wall = np.array([1.0, 0.0]), np.array([1.0, 0.0])
-    free = kink_direction(value, point, 1e-4, box)
+    free = kink_direction(by_differences(value), point, 1e-4, box)
     np.testing.assert_allclose(free, [1.0, 0.0], atol=1e-6)
-    blocked = kink_direction(value, point, 1e-4, box, [wall])
+    blocked = kink_direction(by_differences(value), point, 1e-4, box, [wall])
     assert blocked is None or blocked[0] <= 1e-6
 
 

@@ -23,13 +23,18 @@ from blocc.errors import (
     LowerUnboundedError,
 )
 from blocc.model import LowerResiduals
-from blocc.sets import Box, ConvexSet, Free
+from blocc.sets import Box, ConvexSet, Free, PlacedBox
 
 Array = Any
 
 MAX_ITERATIONS = 200_000
-PROBES, SWEEPS, POWERS = 16, 2, 12  # random directions, balancing passes, power iterations
+PROBES, SWEEPS, POWERS = 16, 2, 8  # random directions, balancing passes, power iterations
 MARGIN = 1.05  # over norms that power iterations found
+STRETCH, GROW, CUT = (
+    2.0,
+    1.25,
+    0.8,
+)  # dual steps beyond the guaranteed length: at most, from epoch to epoch, if wild
 
 
 @dataclass(frozen=True)
@@ -193,8 +198,14 @@ def maxmin(
     return SaddlePoint(y, current, kkt_residual(problem, y, current), T, tuple(history))
 
 
+def _placed(y_set: ConvexSet, like: Array) -> ConvexSet | PlacedBox:
+    """The set, its bounds where the points are if it is a box."""
+    return y_set.placed(like) if isinstance(y_set, Box) else y_set
+
+
 def _relative_residual(
     problem: SaddleProblem,
+    y_set: ConvexSet | PlacedBox,
     y: Array,
     duals: Mapping[str, Array],
     values: Mapping[str, Array],
@@ -207,18 +218,20 @@ def _relative_residual(
     which a duality gap alone does only through its square root.
     """
     xp = over.xp
-    if isinstance(problem.y_set, Box):
-        gap = over.sum(problem.y_set.linear_gaps(y, gradient)[0])
+    if isinstance(y_set, PlacedBox):
+        gap = over.sum(y_set.linear_gaps(y, gradient))
     else:
-        gap, _ = problem.y_set.linear_gap(y, gradient)
-    dual_residual = over.max(xp.abs(y - problem.y_set.project(y - gradient)))
+        gap, _ = y_set.linear_gap(y, gradient)
+    dual_residual = over.max(xp.abs(y - y_set.project(y - gradient)))
     size = dual_residual * 0.0
     primal_residual = size
     for name, block in problem.constraints.items():
-        natural = duals[name] - block.project(duals[name] + values[name])
+        dual, value = duals[name], values[name]
+        # dual - project(dual + value), with the cone written out
+        natural = value if block.equality else xp.minimum(dual, -value)
         primal_residual = xp.maximum(primal_residual, over.max(xp.abs(natural)))
-        size = xp.maximum(size, over.max(xp.abs(duals[name])))
-        gap = gap - over.sum(duals[name] * values[name])
+        size = xp.maximum(size, over.max(xp.abs(dual)))
+        gap = gap - over.dot(dual, value)
     primal_residual = primal_residual / (1.0 + over.max(xp.abs(y)))
     dual_residual = dual_residual / (1.0 + size)
     gap = xp.abs(gap) / (1.0 + xp.abs(problem.objective(y)))
@@ -233,7 +246,8 @@ def kkt_residual(problem: SaddleProblem, y: Array, duals: Mapping[str, Array]) -
     """
     gradient = problem.lagrangian_gradient(y, duals)
     over = _Over(namespace(y), 0)
-    return float(_relative_residual(problem, y, duals, problem.values(y), gradient, over))
+    y_set = _placed(problem.y_set, y)
+    return float(_relative_residual(problem, y_set, y, duals, problem.values(y), gradient, over))
 
 
 def residuals(problem: SaddleProblem, y: Array, duals: Mapping[str, Array]) -> LowerResiduals:
@@ -284,6 +298,13 @@ class _Over:
         """Sum over an instance's entries."""
         return self.xp.sum(array, axis=self._axes(array))
 
+    def dot(self, one: Array, other: Array) -> Array:
+        """Sum over an instance's products of two arrays."""
+        shape = (*one.shape[: self.batch], -1)
+        if one.ndim != self.batch + 1:
+            one, other = self.xp.reshape(one, shape), self.xp.reshape(other, shape)
+        return self.xp.vecdot(one, other)
+
     def max(self, array: Array) -> Array:
         """Largest of an instance's entries."""
         return self.xp.max(array, axis=self._axes(array))
@@ -302,6 +323,10 @@ class _Over:
         known = bottom > 0
         return self.xp.where(known, top / self.xp.where(known, bottom, 1.0), otherwise)
 
+    def any(self, flags: Array) -> bool:
+        """Whether a flag is up for any instance: the host waits for it."""
+        return bool(self.xp.any(flags) if self.batch else flags)
+
     def where(self, condition: Array, one: Array, other: Array) -> Array:
         """``one`` for the instances where the condition holds."""
         return self.xp.where(self.fit(condition, one), one, other)
@@ -319,8 +344,7 @@ class _Prober:
         self.length = precision(y) ** 0.25 * (1.0 + over.max(self.xp.abs(y)))
         reach = 2.0 * over.fit(self.length, y)
         self.probes = max(6, min(PROBES, math.prod(y.shape[over.batch :])))
-        y_set = problem.y_set
-        self.project = y_set.projection(y) if isinstance(y_set, Box) else y_set.project
+        self.project = _placed(problem.y_set, y).project
         self.base = 0.5 * (self.project(y + reach) + self.project(y - reach))
         self.values = problem.values(self.base)
         self.gradient = problem.lagrangian_gradient(self.base, mu)
@@ -363,7 +387,7 @@ class _Prober:
 
     def unit(self, direction: Array) -> Array:
         """The direction at length 1."""
-        return direction / self.over.fit(self.root(self.over.sum(direction**2)), direction)
+        return direction / self.over.fit(self.root(self.over.dot(direction, direction)), direction)
 
     def balance(self) -> tuple[Array, dict[str, Array], Array]:
         """Squared scales that balance the Jacobian's rows and columns towards unit 2-norm, and its norm then.
@@ -391,7 +415,7 @@ class _Prober:
         for _ in range(POWERS):
             image = self.jacobian(primal * direction)
             back = primal * self.adjoint({k: duals[k] ** 2 * v for k, v in image.items()})
-            coupling = xp.sqrt(xp.sqrt(over.sum(back * back)))
+            coupling = xp.sqrt(xp.sqrt(over.dot(back, back)))
             direction = self.unit(back)
         return primal**2, {k: v**2 for k, v in duals.items()}, MARGIN * coupling
 
@@ -413,7 +437,7 @@ class _Prober:
         direction, bound = self.unit(random_probe(found, random)), self.length * 0.0
         for _ in range(POWERS):
             change = scale * self.hessian(scale * direction)
-            bound = xp.sqrt(over.sum(change * change))
+            bound = xp.sqrt(over.dot(change, change))
             direction = self.unit(change)
         return found * over.fit(MARGIN * xp.where(bound > 0, bound, 1.0), found)
 
@@ -430,8 +454,8 @@ class _Prober:
         """First primal weight: the balanced gradient's length over that of the constraints' values."""
         size = self.length * 0.0
         for k, value in self.values.items():
-            size = size + self.over.sum(duals[k] * value**2)
-        steep = self.xp.sqrt(self.over.sum(primal * self.gradient**2))
+            size = size + self.over.dot(duals[k] * value, value)
+        steep = self.xp.sqrt(self.over.dot(primal * self.gradient, self.gradient))
         guess = self.over.ratio(steep, self.xp.where(steep > 0, self.xp.sqrt(size), 0.0))
         return self.xp.minimum(self.xp.maximum(guess, 1e-3), 1e3)
 
@@ -458,8 +482,8 @@ class _Iteration:
     ):
         self.problem, self.xp = problem, namespace(y)
         self.over = _Over(self.xp, batch)
-        y_set = problem.y_set
-        self.project = y_set.projection(y) if isinstance(y_set, Box) else y_set.project
+        self.y_set = _placed(problem.y_set, y)
+        self.project = self.y_set.project
         self.y = self.project(y)
         values = problem.values(self.y)
         self.mu = {
@@ -469,7 +493,9 @@ class _Iteration:
         gradient = problem.lagrangian_gradient(self.y, self.mu)
         self.steep = self.over.max(self.xp.abs(gradient))
         self.zero = self.steep * 0.0
-        residual = _relative_residual(problem, self.y, self.mu, values, gradient, self.over)
+        residual = _relative_residual(
+            problem, self.y_set, self.y, self.mu, values, gradient, self.over
+        )
         self.here = self.best = _Point(self.y, dict(self.mu), residual)
         self.values = values
 
@@ -483,6 +509,7 @@ class _Iteration:
             steps = Steps(weights, duals, prober.curvature(), coupling, omega)
             self.seen = prober.responses()
         self.steps = steps
+        self.stretch, self.most = self.zero + 1.0, self.zero + (STRETCH if self.mu else 1.0)
         self.total = self.probed = 0
         self.constant = False  # whether the scales were seen to be the same elsewhere
         self.anchored = True
@@ -501,19 +528,26 @@ class _Iteration:
             )
         # where neither curvature nor coupling is met, a step goes ten times the size of y at most
         steep = 0.1 * self.steep / (1.0 + over.max(xp.abs(self.y))) + 1e-30
-        self.tau = 1.0 / xp.where(inverse > 0, inverse, over.fit(steep, inverse))
-        ratio = over.ratio(steps.omega, steps.coupling)
+        self.inverse = xp.where(inverse > 0, inverse, over.fit(steep, inverse))
+        self.tau = 1.0 / self.inverse
+        ratio = self.stretch * over.ratio(steps.omega, steps.coupling)
         self.sigma = {k: over.fit(ratio, w) * w for k, w in steps.dual_weights.items()}
 
     def step(self, look: bool) -> bool:
         """One iteration; with ``look``, residuals and restarts too. Returns whether it looked and restarted."""
-        problem, over = self.problem, self.over
-        blocks, project, cone = problem.constraints, self.project, self._cone
+        xp, over, project = self.xp, self.over, self.project
+        blocks = self.problem.constraints
         y, mu = self.y, self.mu
-        gradient = problem.lagrangian_gradient(y, mu)
+        gradient = self.problem.lagrangian_gradient(y, mu)
         y_new = project(y - self.tau * gradient)
-        ahead = project(2.0 * y_new - y)
-        mu_new = {k: cone(b, mu[k] + self.sigma[k] * b.value(ahead)) for k, b in blocks.items()}
+        ahead = y_new + y_new  # what is computed here and not passed on yet is changed in place
+        ahead -= y
+        ahead = project(ahead)
+        mu_new = {}
+        for k, block in blocks.items():
+            dual = self.sigma[k] * block.value(ahead)
+            dual += mu[k]
+            mu_new[k] = dual if block.equality else xp.maximum(dual, 0.0)
         self.total += 1
         if not blocks:  # nothing is coupled: Nesterov's momentum instead of the anchor
             weight = over.fit(self.count / (self.count + 3.0), y)
@@ -521,34 +555,37 @@ class _Iteration:
             self.last = y_new
         elif self.anchored:
             weight = (self.count + 1.0) / (self.count + 2.0)
-            self.y = self.anchor.y + over.fit(weight, y) * (ahead - self.anchor.y)
+            self.y = self._anchored(ahead, self.anchor.y, weight)
             self.mu = {}
             for k, block in blocks.items():
-                start = self.anchor.mu[k]
-                away = cone(block, 2.0 * mu_new[k] - mu[k]) - start
-                self.mu[k] = start + over.fit(weight, away) * away
+                dual = mu_new[k] + mu_new[k]
+                dual -= mu[k]
+                if not block.equality:
+                    dual = xp.maximum(dual, 0.0)
+                self.mu[k] = self._anchored(dual, self.anchor.mu[k], weight)
         else:
             self.y, self.mu = y_new, mu_new
         self.count = self.count + 1.0
         return look and self._look(y, mu, gradient, y_new, mu_new)
 
-    def _cone(self, block: Constraint, dual: Array) -> Array:
-        """:meth:`Constraint.project` without looking up the namespace."""
-        return dual if block.equality else self.xp.maximum(dual, 0.0)
+    def _anchored(self, there: Array, anchor: Array, weight: Array) -> Array:
+        """The point between an anchor and where a step led."""
+        away = there - anchor
+        away *= self.over.fit(weight, away)
+        away += anchor
+        return away
 
     def _norms(self, dy: Array, dmu: Mapping[str, Array]) -> tuple[Array, Array]:
         """Squares of balanced lengths."""
         dual = self.zero
         for k in dmu:
-            dual = dual + self.over.sum(dmu[k] * dmu[k] / self.steps.dual_weights[k])
-        return self.over.sum(dy * dy / self.steps.primal_weights), dual
+            dual = dual + self.over.dot(dmu[k] / self.steps.dual_weights[k], dmu[k])
+        return self.over.dot(dy / self.steps.primal_weights, dy), dual
 
-    def _length(self, dy: Array, dmu: Mapping[str, Array]) -> Array:
-        """Length in the metric of the step sizes, its cross term left out."""
-        total = self.over.sum(dy * dy / self.tau)
-        for k in dmu:
-            total = total + self.over.sum(dmu[k] * dmu[k] / self.sigma[k])
-        return self.xp.sqrt(total)
+    def _length(self, dy: Array, moved_mu: Array) -> Array:
+        """Length in the metric of the guaranteed step sizes, its cross term left out."""
+        ratio = self.over.ratio(self.steps.omega, self.steps.coupling)
+        return self.xp.sqrt(self.over.dot(self.inverse * dy, dy) + moved_mu / ratio)
 
     def _look(
         self,
@@ -562,29 +599,34 @@ class _Iteration:
         problem, over, xp, steps = self.problem, self.over, self.xp, self.steps
         values, values_new = problem.values(y), problem.values(y_new)
         gradient_new = problem.lagrangian_gradient(y_new, mu_new)
-        residual = _relative_residual(problem, y_new, mu_new, values_new, gradient_new, over)
+        residual = _relative_residual(
+            problem, self.y_set, y_new, mu_new, values_new, gradient_new, over
+        )
         dy, dmu = y_new - y, {k: mu_new[k] - mu[k] for k in mu_new}
-        length = self._length(dy, dmu)
         moved_y, moved_mu = self._norms(dy, dmu)
+        length = self._length(dy, moved_mu)
         size = over.max(xp.abs(y))
         coupling, rounding = self.zero, over.sum(xp.abs(dy)) * over.max(xp.abs(gradient))
         for k in dmu:
-            coupling = coupling + over.sum(dmu[k] * (values_new[k] - values[k]))
+            coupling = coupling + over.dot(dmu[k], values_new[k] - values[k])
             terms = xp.abs(values[k]) + over.fit(size, values[k])
-            rounding = rounding + over.sum(xp.abs(dmu[k]) * terms)
+            rounding = rounding + over.dot(xp.abs(dmu[k]), terms)
         rounding = 100.0 * precision(y) * rounding
-        bend = over.sum((gradient_new - gradient) * dy) - coupling
+        bend = over.dot(gradient_new - gradient, dy) - coupling
         # the step sizes are right if the step met no more curvature and coupling than they were set for
-        held = over.sum(steps.curvature * dy * dy)
+        held = over.dot(steps.curvature * dy, dy)
         limit = steps.coupling * xp.sqrt(moved_y * moved_mu)
         usable = xp.isfinite(residual) & xp.isfinite(length) & xp.isfinite(bend)
-        bad = (
+        wrong = (
             ~usable | (bend > 1.05 * held + rounding) | (xp.abs(coupling) > 1.05 * limit + rounding)
         )
+        # steps of guaranteed length do not grow much in an epoch; stretched ones may, and are then cut
+        wild = (self.stretch > 1.0) & ~wrong & (length > 2.0 * self.reference)
+        bad = wrong | wild
         first = ~xp.isfinite(self.reference)
         sufficient = length <= 0.4 * self.reference
         necessary = (length <= 0.8 * self.reference) & (length > self.previous)
-        long = self.count >= 0.2 * self.total
+        long = self.count >= 0.1 * self.total
         restart = bad | (~first & (sufficient | necessary | long))
         # what is left of the length that the epoch began with; a step misjudged says nothing
         self.left = xp.where(bad | first, self.zero, over.ratio(length, self.reference, 0.0))
@@ -593,19 +635,23 @@ class _Iteration:
 
         self.here = _Point(y_new, mu_new, residual)
         self.values, self.move, self.dual_move = values_new, dy, dmu
-        self.best = self._where(residual < self.best.residual, self.here, self.best)
-        one = self.zero + 1.0
-        flags = (restart, bad, bad & usable)
-        told = xp.stack([*(xp.max(xp.where(flag, one, self.zero)) for flag in flags), xp.max(size)])
-        restarts, self.misjudged, learnable, self.size = (float(told[i]) for i in range(4))
+        if over.batch:  # one problem ends at the first point that will do
+            self.best = self._where(residual < self.best.residual, self.here, self.best)
+        self.size = size
+        restarts, self.misjudged = over.any(restart), over.any(wrong)
         if not restarts:
             return False
+        shorter = xp.maximum(CUT * self.stretch, self.zero + 1.0)
+        self.most = xp.where(wild, shorter, self.most)
+        longer = xp.where(restart & ~bad, GROW * self.stretch, self.stretch)
+        self.stretch = xp.minimum(longer, self.most)
         start = self._where(bad & ~(residual < self.anchor.residual), self.anchor, self.here)
         self._balance(restart & ~bad)
+        learnable = self.misjudged and over.any(wrong & usable)
         if not self.constant and (learnable or self.total - self.probed >= 100):
             self._probe_again(start, restart)
         if self.misjudged:
-            self._raise_to(bad, usable, bend, coupling)
+            self._raise_to(wrong, usable, bend, coupling)
         moving = _Point(self.y, self.mu, residual)
         self.anchor = self._where(restart, start, self.anchor)
         moving = self._where(restart, start, moving)
@@ -614,7 +660,7 @@ class _Iteration:
         self.count = xp.where(restart, self.zero, self.count)
         self._set_steps()
         # steps that were wrong say nothing of the length of the next
-        length = xp.where(bad, self.zero + math.inf, self._length(dy, dmu))
+        length = xp.where(bad, self.zero + math.inf, self._length(dy, self._norms(dy, dmu)[1]))
         self.reference = xp.where(restart, length, self.reference)
         self.previous = xp.where(restart, self.zero + math.inf, self.previous)
         return True
@@ -682,7 +728,7 @@ class _Iteration:
         over, xp, steps, dy = self.over, self.xp, self.steps, self.move
         one = self.zero + 1.0
         shorter = xp.where(bad & ~usable, 4.0 * one, one)
-        met = over.ratio(1.1 * bend, over.sum(steps.curvature * dy * dy))
+        met = over.ratio(1.1 * bend, over.dot(steps.curvature * dy, dy))
         curved = xp.where(bad & usable & (met > 1.0), met, shorter)
         moved_y, moved_mu = self._norms(dy, self.dual_move)
         met = over.ratio(1.1 * xp.abs(coupling), xp.sqrt(moved_y * moved_mu), 0.0)
@@ -761,7 +807,7 @@ def solve(
         if not look:
             continue
         # steps that are new or were wrong are looked at soon, lest they lead far astray
-        wait = 2 if run.misjudged else min(4 * wait, check_every)
+        wait = 2 if run.misjudged else min(4 * wait, max(check_every, iteration // 10))
         due = iteration + wait
         residual = float(run.here.residual)
         history.append(residual)
@@ -781,10 +827,10 @@ def solve(
             break
         if not math.isfinite(residual):
             continue
-        if wait == check_every:
+        if wait >= check_every:
             _raise_if_infeasible(problem, run, name)
         idle = restarted and float(run.left) > 0.5
-        if idle or run.size > 1e9:
+        if idle or float(run.size) > 1e9:
             _raise_if_unbounded(problem, run, name)
         if restarted:
             # without an answer, steps settle to a ray that proves it: soonest without an anchor
@@ -944,20 +990,23 @@ def _violations(problem: SaddleProblem, values: Mapping[str, Array]) -> dict[str
 
 
 def _raise_if_unbounded(problem: SaddleProblem, run: _Iteration, name: str) -> None:
-    """Raise where the objective still falls a billion away along the last step, with the constraints satisfied."""
-    xp, y = run.xp, run.here.y
-    step = run.move
+    """Raise where the objective falls as steeply a billion sizes of y away along the last step, the constraints held.
+
+    One that has a minimum bends on the way: were it quadratic, its minimum would be a million times further out still.
+    """
+    xp, y, step = run.xp, run.here.y, run.move
     longest = xp.max(xp.abs(step))
-    far = problem.y_set.project(y + 1e9 * step / xp.where(longest > 0, longest, 1.0))
+    reach = 1e9 * xp.maximum(xp.max(xp.abs(y)), run.zero + 1.0)
+    far = problem.y_set.project(y + reach * (step / xp.where(longest > 0, longest, 1.0)))
     gone = far - y
-    told = xp.stack([xp.max(xp.abs(gone)), xp.sum(problem.gradient(far) * gone)])
-    distance, slope = (float(told[i]) for i in range(2))
-    if not (distance > 1e8 and slope < 0):
+    slopes = [xp.sum(problem.gradient(point) * gone) for point in (y, far)]
+    told = xp.stack([xp.max(xp.abs(gone)), *slopes, reach])
+    distance, near, slope, wanted = (float(told[i]) for i in range(4))
+    if not (distance > 0.1 * wanted and slope < 0 and slope <= (1.0 - 1e-6) * near):
         return
-    before = _violations(problem, run.values)
     after = _violations(problem, problem.values(far))
-    if all(after[k] <= max(before[k], 0.0) + 1e-6 * distance for k in after):
+    if all(violation <= 1e-6 * distance for violation in after.values()):
         raise LowerUnboundedError(
-            f"{name}: its objective falls without bound (still {distance:.1e} away from where the solver is). "
+            f"{name}: its objective falls without bound (as steeply {distance:.1e} away as where the solver is). "
             "Bound y with y_set, or add a strongly convex term"
         )

@@ -6,7 +6,6 @@ Every set works on arrays of any library that follows the array API, on the devi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol, runtime_checkable
@@ -92,35 +91,45 @@ class Box:
 
     def project(self, point: Array) -> Array:
         """Nearest point of the box."""
-        return self.projection(point)(point)
+        return self.placed(point).project(point)
 
-    def projection(self, like: Array) -> Callable[[Array], Array]:
-        """:meth:`project` for many points like this one, the bounds brought to its library and device once."""
-        xp = namespace(like)
-        lower = None if _absent(self.lower, -math.inf) else _bound(self.lower, like)
-        upper = None if _absent(self.upper, math.inf) else _bound(self.upper, like)
-
-        def project(point: Array) -> Array:
-            if lower is not None:
-                point = xp.maximum(point, lower)
-            return point if upper is None else xp.minimum(point, upper)
-
-        return project
+    def placed(self, like: Array) -> PlacedBox:
+        """The box for many points like this one: its bounds are brought to their library and device once."""
+        lower, upper = asarray_like(self.lower, like), asarray_like(self.upper, like)
+        bounded = not _absent(self.lower, -math.inf), not _absent(self.upper, math.inf)
+        return PlacedBox(namespace(like), lower, upper, bounded)
 
     def linear_gap(self, point: Array, gradient: Array) -> tuple[Array, Array]:
         """See :meth:`ConvexSet.linear_gap`."""
-        gaps, residual = self.linear_gaps(point, gradient)
-        return namespace(point).sum(gaps), residual
+        xp, placed = namespace(point), self.placed(point)
+        supported = xp.isfinite(placed.lowest(gradient))
+        residual = xp.where(supported, xp.zeros_like(gradient), gradient)
+        return xp.sum(placed.linear_gaps(point, gradient)), residual
 
-    def linear_gaps(self, point: Array, gradient: Array) -> tuple[Array, Array]:
-        """The gap of :meth:`linear_gap` entry by entry, whose sum it is, and the same residual."""
-        xp = namespace(point)
-        zero = xp.zeros_like(point)
-        lower, upper = _bound(self.lower, point) + zero, _bound(self.upper, point) + zero
-        bound = xp.where(gradient > 0, lower, upper)  # where the linear function is smallest
-        finite = xp.isfinite(bound)
-        distance = point - xp.where(finite, bound, point)
-        return gradient * distance, xp.where(finite, zero, gradient)
+
+@dataclass(frozen=True, eq=False)
+class PlacedBox:
+    """A :class:`Box` whose bounds lie where the points do; ``bounded`` tells which sides have any."""
+
+    xp: Any
+    lower: Array
+    upper: Array
+    bounded: tuple[bool, bool]
+
+    def project(self, point: Array) -> Array:
+        """Nearest point of the box."""
+        if self.bounded[0]:
+            point = self.xp.maximum(point, self.lower)
+        return self.xp.minimum(point, self.upper) if self.bounded[1] else point
+
+    def lowest(self, gradient: Array) -> Array:
+        """Bounds at which a linear function is smallest, infinite where it falls without end."""
+        return self.xp.where(gradient > 0, self.lower, self.upper)
+
+    def linear_gaps(self, point: Array, gradient: Array) -> Array:
+        """The gap of :meth:`ConvexSet.linear_gap` entry by entry, whose sum it is."""
+        bound = self.lowest(gradient)
+        return gradient * self.xp.where(self.xp.isfinite(bound), point - bound, 0.0)
 
 
 class NonNegative(Box):

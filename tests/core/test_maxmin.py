@@ -458,6 +458,17 @@ def test_unbounded_problems_say_so(Q, q, blocks, y_set):
         solve(quadratic(Q, q, y_set, **blocks), np.zeros(2), tol=1e-8)
 
 
+@pytest.mark.parametrize("far", [1e10, 1e12])
+@pytest.mark.parametrize("coupled", [False, True])
+def test_a_distant_minimum_is_not_called_unbounded(far, coupled):
+    weights, center = np.array([1.0, 1e-6]), np.array([0.0, far])
+    blocks = {"c": ([[1.0, 0.0]], [-3.0])} if coupled else {}
+    problem = quadratic(np.diag(weights), -weights * center, **blocks)
+    with contextlib.suppress(LowerNotSolvedError):  # LowerUnboundedError is another one
+        found = solve(problem, np.zeros(2), tol=1e-9, max_iterations=2000)
+        assert found.y[1] == pytest.approx(far, rel=1e-6)
+
+
 NOT_FINITE = {
     "objective": SaddleProblem(lambda y: np.nan * y.sum(), lambda y: 2 * y + 1),
     "gradient": SaddleProblem(lambda y: y @ y, lambda y: np.nan * y),

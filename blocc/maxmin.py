@@ -638,7 +638,8 @@ class _Iteration:
         if over.batch:  # one problem ends at the first point that will do
             self.best = self._where(residual < self.best.residual, self.here, self.best)
         self.size = size
-        restarts, self.misjudged = over.any(restart), over.any(wrong)
+        restarts = over.any(restart)
+        self.misjudged = restarts and over.any(wrong)
         if not restarts:
             return False
         shorter = xp.maximum(CUT * self.stretch, self.zero + 1.0)
@@ -829,10 +830,10 @@ def solve(
             continue
         if wait >= check_every:
             _raise_if_infeasible(problem, run, name)
-        idle = restarted and float(run.left) > 0.5
-        if idle or float(run.size) > 1e9:
-            _raise_if_unbounded(problem, run, name)
         if restarted:
+            idle = float(run.left) > 0.5
+            if idle or float(run.size) > 1e9:
+                _raise_if_unbounded(problem, run, name)
             # without an answer, steps settle to a ray that proves it: soonest without an anchor
             run.anchored = not (idle and run.anchored)
     raise LowerNotSolvedError(
@@ -962,14 +963,10 @@ def _raise_if_infeasible(problem: SaddleProblem, run: _Iteration, name: str) -> 
         gradient = gradient + block.pullback(y, ray[k] / length)
         slack = slack + xp.sum(ray[k] / length * run.values[k])
     gap, residual = problem.y_set.linear_gap(y, gradient)
-    told = xp.stack([size, slack - gap, xp.max(xp.abs(residual))])
-    largest, proof, left = (float(told[i]) for i in range(3))
-    scale = 1.0 + largest
+    scale, proof, left = 1.0 + size, slack - gap, xp.max(xp.abs(residual))
     # a point could still be feasible proof / left away: call it infeasible only beyond a million sizes of y
-    if (
-        proof > 1e5 * precision(y) * scale
-        and left * scale <= max(1e-6, 100.0 * precision(y)) * proof
-    ):
+    near = max(1e-6, 100.0 * precision(y))
+    if bool((proof > 1e5 * precision(y) * scale) & (left * scale <= near * proof)):
         worst = _violations(problem, run.values)
         culprit = max(worst, key=lambda k: worst[k])
         error = LowerInfeasibleError(

@@ -20,6 +20,7 @@ Vector = npt.NDArray[np.float64]
 Matrix = npt.NDArray[np.float64]
 
 INFINITE = 1e30  # bounds beyond are none
+_PROXIMAL = 1e-5  # weight of proximal points, data of order one
 _INFEASIBLE, _UNBOUNDED = -1, -3  # DAQP's exit flags; a positive one claims an answer
 
 
@@ -79,17 +80,24 @@ def solve_dense_qp(
     if guess is not None:
         begun = np.where(guess > 0, np.int32(1), np.where(guess < 0, np.int32(3), np.int32(0)))
         sense = np.where(sense > 0, sense, begun)
-    z, _, flag, info = daqp.solve(
-        P, q, A, top, bottom, sense, primal_tol=tol, dual_tol=tol, eps_prox=-1.0, iter_limit=2000
-    )
-    if flag in (_INFEASIBLE, _UNBOUNDED):
-        return None
-    if flag < 0:  # it went in circles
-        return _interior_point(P, q, A, top, bottom, tol)
-    dual = np.asarray(info["lam"])
-    # DAQP can call a wrong answer solved (a Hessian of rounding size is enough): look at the KKT residual
+    options = {"primal_tol": tol, "dual_tol": tol, "iter_limit": 2000}
+    for proximal in (-1.0, _PROXIMAL):  # where it goes in circles, proximal points may get there
+        z, _, flag, info = daqp.solve(P, q, A, top, bottom, sense, eps_prox=proximal, **options)
+        if flag in (_INFEASIBLE, _UNBOUNDED):
+            return None
+        dual = np.asarray(info["lam"])
+        if flag > 0 and _solves(P, q, A, top, bottom, z, dual):
+            return QuadraticAnswer(z, dual, int(info["iterations"]))
+    return _interior_point(P, q, A, top, bottom, tol)
+
+
+def _solves(
+    P: Matrix, q: Vector, A: Matrix, top: Vector, bottom: Vector, z: Vector, dual: Vector
+) -> bool:
+    """Whether the KKT residual is small: DAQP can call a wrong answer solved (a Hessian of rounding size is enough)."""
     k = len(top) - len(A)
-    slope, product = P @ z + q, z[:k]
+    slope: Any = P @ z + q
+    product: Any = z[:k]
     slope[:k] += dual[:k]
     if len(A):
         slope += dual[k:] @ A
@@ -99,9 +107,8 @@ def solve_dense_qp(
     )
     size = 1.0 + float(np.abs(z).max(initial=0.0))
     scale = 1.0 + float(np.abs(q).max(initial=0.0)) + float(np.abs(dual).max(initial=0.0))
-    if not (outside <= 1e-7 * size and np.abs(slope).max(initial=0.0) <= 1e-6 * scale * size):
-        return _interior_point(P, q, A, top, bottom, tol)
-    return QuadraticAnswer(z, dual, int(info["iterations"]))
+    left = float(np.abs(slope).max(initial=0.0))
+    return outside <= 1e-7 * size and left <= 1e-6 * scale * size
 
 
 def solve_or_explain(

@@ -1047,6 +1047,13 @@ class BilevelProblem:
         return self._pieces
 
     # ------------------------------------------------------------------------------------- capabilities
+    def values(self, x: Vector, y: Vector) -> tuple[float, float, Vector, Vector]:
+        """f, g, and all inequalities and equalities at (x, y), for the joint method."""
+        v = np.concatenate([x, y])
+        value, m = self._functions.value(v), 2 + self._inequality_rows
+        upper = float(value[0]) if self.callable is None else self._call(v)
+        return upper, float(value[1]), value[2:m], value[m:]
+
     def derivatives(self, x: Vector, y: Vector) -> Derivatives:
         """Values and first derivatives of f, g and all constraints at (x, y), for the joint method."""
         v = np.concatenate([x, y])

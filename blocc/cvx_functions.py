@@ -36,6 +36,8 @@ _DENSE_ENTRIES = 250_000
 _HESSIAN_ENTRIES = 1_000_000
 #: Up to this many entries of its third derivative a cubic function is stored as one.
 _THIRD_ENTRIES = 64_000
+#: Up to this many entries of Hessians a quadratic node inside others is stored as one.
+_INNER_ENTRIES = 20_000
 
 #: Relative step of the differences that curvature comes from.
 _STEP = 1e-5
@@ -236,6 +238,36 @@ class _General(_Node):
                 slope = self.value_jacobian(shifted)[1].T @ weights
             total[:, k] += (slope - base) / step
         return 0.5 * (total + total.T)
+
+
+class _Quadratic(_Node):
+    """A quadratic node inside others, written as constant, slope and Hessians."""
+
+    degree = 2
+
+    def __init__(self, node: _Node, rows: int, width: int) -> None:
+        self._node, self._rows, self._width = node, rows, width
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take new values of parameters."""
+        self._constant, self._slope, self._hessians = _expanded(self._node, self._rows, self._width)
+        self._flat = self._hessians.reshape(self._rows, -1)
+        self._known: tuple[bytes, Vector, Matrix] = b"", _NONE, self._slope
+
+    def value_jacobian(self, v: Vector) -> tuple[Vector, Any]:
+        point = v.tobytes()
+        if self._known[0] != point:  # Hessians ask again
+            bent = self._hessians @ v
+            value = self._constant + (self._slope + 0.5 * bent) @ v
+            self._known = point, value, self._slope + bent
+        return self._known[1:]
+
+    def value(self, v: Vector) -> Vector:
+        return np.asarray(self._constant + (self._slope + 0.5 * (self._hessians @ v)) @ v)
+
+    def hessian(self, v: Vector, weights: Vector) -> Any:
+        return (weights @ self._flat).reshape(self._width, self._width)
 
 
 class _Product(_Node):
@@ -746,12 +778,8 @@ class Functions:
         elif node.degree <= 2 or (
             node.degree == 3 and rows == 1 and self.width**3 <= _THIRD_ENTRIES
         ):
-            origin = np.zeros(self.width)
-            value, jacobian = node.value_jacobian(origin)
-            part.affine = np.asarray(value), _dense(jacobian)
-            part.hessians = np.zeros((rows, self.width, self.width))
-            for row, weights in enumerate(np.eye(rows)):
-                part.hessians[row] = node.hessian(origin, weights)
+            value, jacobian, part.hessians = _expanded(node, rows, self.width)
+            part.affine = value, jacobian
             if node.degree == 3:
                 there = [node.hessian(point, np.ones(1)) for point in np.eye(self.width)]
                 part.third = np.array(there) - part.hessians
@@ -767,6 +795,8 @@ class Functions:
         for part in self._parts:
             rows = part.rows
             if part.affine is None:
+                with np.errstate(all="ignore"):
+                    _collapse(part.node, self.width)
                 self._general.append((rows, part.node))
                 if not small:
                     blocks.append(sparse.csr_array((rows.stop - rows.start, self.width)))
@@ -792,6 +822,9 @@ class Functions:
 
     def value(self, v: Vector) -> Vector:
         """Values, stacked; NaN outside a function's domain."""
+        known = self._known
+        if known is not None and known.first == 0 and known.point == v.tobytes():
+            return known.value
         result = self._matrix @ v + self._constant
         if len(self._hessian_rows):
             result[self._hessian_rows] += 0.5 * (self._hessian_stack @ v) @ v
@@ -871,6 +904,39 @@ class Functions:
                 if np.any(weights[rows]):
                     total += node.hessian(v, weights[rows])
         return total
+
+
+def _expanded(node: _Node, rows: int, width: int) -> tuple[Vector, Matrix, Any]:
+    """Value, slope and Hessians at the origin."""
+    origin = np.zeros(width)
+    value, jacobian = node.value_jacobian(origin)
+    hessians = np.zeros((rows, width, width))
+    for row, weights in enumerate(np.eye(rows)):
+        hessians[row] = node.hessian(origin, weights)
+    return np.asarray(value), _dense(jacobian), hessians
+
+
+def _collapse(node: _Node, width: int) -> None:
+    """Replace the small quadratic nodes below a node by what they are as polynomials."""
+
+    def below(child: Any) -> Any:
+        if not isinstance(child, _Node) or isinstance(child, _Affine):
+            return child
+        if isinstance(child, _Quadratic):
+            child.refresh()
+            return child
+        if child.degree == 2:
+            rows = len(child.value(np.zeros(width)))
+            if rows * width**2 <= _INNER_ENTRIES:
+                return _Quadratic(child, rows, width)
+        _collapse(child, width)
+        return child
+
+    for name, child in list(vars(node).items()):
+        if isinstance(child, list):
+            setattr(node, name, [below(part) for part in child])
+        else:
+            setattr(node, name, below(child))
 
 
 def _as_quadratic(node: _Node, rows: int, width: int) -> tuple[Vector, Any, Any] | None:

@@ -34,6 +34,9 @@ _MISSES = 10  # degenerate answers in a row after which regions are built on req
 _EDGE = 1e-10  # of a region, relative: there other answers may be optimal too
 _ROUNDING = 1e-13  # gap and violation of an answer that is taken from a region
 _REGIONS = 6  # critical regions kept
+_UNBALANCED = (
+    8.0  # largest entry of a row or column, or its inverse, for which new units are worth it
+)
 _CURVED = 1e-12  # least eigenvalue of a convex quadratic, relative: rounding may make it negative
 
 
@@ -433,6 +436,7 @@ class VaryingProgram:
         """Drop what is known from earlier answers."""
         self._last: tuple[Vector, QuadraticAnswer] | None = None
         self._pattern: _Pattern | None = None
+        self._units: tuple[Vector, Vector] | None = None
 
     def user_units(self, answer: QuadraticAnswer) -> QuadraticAnswer:
         """An answer of :meth:`solve`, which has the functions' units already."""
@@ -473,7 +477,10 @@ class VaryingProgram:
         self, hessian: Matrix, q: Vector, rows: Matrix, right: Vector
     ) -> QuadraticAnswer | None:
         """By the solver, in units in which all are of order one, as its tolerances are absolute."""
-        column, row = (powers_of_two(unit) for unit in equilibrate(rows, ((q, hessian),)))
+        if self._units is None or not _balanced(rows, q, hessian, *self._units):
+            column, row = equilibrate(rows, ((q, hessian),))
+            self._units = powers_of_two(column), powers_of_two(row)
+        column, row = self._units
         unit = float(powers_of_two(np.asarray(steepest(q, hessian, column))))
         right, m = row * right, self.inequalities
         low, high = (
@@ -584,6 +591,18 @@ class VaryingProgram:
             self._nx,
             pattern.free,
         )
+
+
+def _balanced(rows: Matrix, q: Vector, hessian: Matrix, column: Vector, row: Vector) -> bool:
+    """Whether a program's largest entries are of order one in given units: of every row, and of every column."""
+    sizes: Any = np.abs(rows) * column * row[:, None]
+    steep: Any = (np.abs(np.vstack([q, hessian * column[:, None]])) * column).max(axis=0)
+    steep = steep / (float(steep.max()) or 1.0)
+    columns = np.maximum(np.max(sizes, axis=0, initial=0.0), steep)
+    largest = np.append(columns, sizes.max(axis=1))
+    return bool(
+        np.all((largest <= _UNBALANCED) & ((largest >= 1.0 / _UNBALANCED) | (largest == 0.0)))
+    )
 
 
 class QuadraticLower:

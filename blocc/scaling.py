@@ -75,8 +75,16 @@ class Scaled:
         self._bends = column * column[:, None] / self.upper_unit
         self._same = bool((column == 1.0).all() and (row == 1.0).all() and (units == 1.0).all())
 
-    def derivatives(self, x: Vector, y: Vector) -> Derivatives:
+    def values(self, x: Vector, y: Vector) -> tuple[float, float, Vector, Vector]:
         """See :class:`blocc.methods.joint.HasDerivatives`, in these units, like all that follows."""
+        if self._same:
+            return self.model.values(x, y)
+        upper, lower, *rows = self.model.values(x * self.x_unit, y * self.y_unit)
+        inequality, equality = (part * row for part, row in zip(rows, self._rows, strict=True))
+        return upper / self.upper_unit, lower / self.lower_unit, inequality, equality
+
+    def derivatives(self, x: Vector, y: Vector) -> Derivatives:
+        """First derivatives of f, g and all constraints."""
         if self._same:
             return self.model.derivatives(x, y)
         data = self.model.derivatives(x * self.x_unit, y * self.y_unit)

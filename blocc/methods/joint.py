@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sparse
+from scipy.linalg.lapack import dgesdd, dsyevd
 
 from blocc.conic_dense import INFINITE, Vector, solve_dense_qp
 from blocc.errors import (
@@ -64,6 +65,8 @@ _DIFFERENCE = 1e-5  # relative step of the curvature differences
 _MEMORY = 30  # linearisations of v kept
 _CUTS = 8  # at most so many used in a step
 _FRACTIONS = tuple(1.35**-k for k in range(20, -1, -1))  # of the range of x_i, in the scan
+_SETTLED = 1e3  # gamma from which on a run does not leave the basin that it is in
+_SAME = 1e-3  # relative distance, and 1e-3 of that in value, within which two runs go the same way
 _COARSE = _FRACTIONS[2::3]  # beside the last answer of a program like this one
 _WIDE = 3  # upper variables from which on axes through one point are a small part of the range
 _TILT = 1e-3  # of a start, relative
@@ -111,6 +114,10 @@ class HasDerivatives(Protocol):
 
     #: Lower and upper bounds on the flat (x, y).
     bounds: tuple[Vector, Vector]
+
+    def values(self, x: Vector, y: Vector) -> tuple[float, float, Vector, Vector]:
+        """f, g, and all inequalities and equalities at (x, y), as in :class:`Derivatives`."""
+        ...
 
     def derivatives(self, x: Vector, y: Vector) -> Derivatives:
         """First derivatives of f, g and all constraints at (x, y)."""
@@ -295,26 +302,30 @@ class _Merit:
         list of (level, slope)
             ``level <= 0`` is v here minus the linearisation here; ``slope`` is padded for y.
         """
-        found: list[tuple[float, Vector]] = []
         if self.gamma <= 0 or not self._remembered:
-            return found
+            return []
         value, turn, away = self._recalled(here)
         # linearisations above v, of another smooth piece: the step's curvature counts this one
         near = np.abs(away).max(axis=1) <= distance
         above = value <= 1e-11 * (1.0 + abs(here.value))
-        if not np.any(near & above):
-            return found
-        bend = np.abs(turn - away @ self.bend).max(axis=1)
-        for row in np.flatnonzero(near & above & (bend > 0.1 * np.abs(turn).max(axis=1))):
-            slope = here.slope.copy()
-            slope[: self.nx] += turn[row]
-            size = 1e-7 * (1.0 + np.abs(slope).max())
-            known = [here.slope, *(other for _, other in found)]
-            if all(np.abs(slope - other).max() > size for other in known):
-                found.append((min(float(value[row]), 0.0), slope))
-            if len(found) == _CUTS:
-                break
-        return found
+        near &= above
+        if not near.any():
+            return []
+        steep = np.abs(turn).max(axis=1)
+        near &= np.abs(turn - away @ self.bend).max(axis=1) > 0.1 * steep
+        slopes = here.slope[: self.nx] + turn
+        size = 1e-7 * (1.0 + np.abs(slopes).max(axis=1))
+        near &= steep > size  # of another slope than the one here
+        rows = np.flatnonzero(near)
+        apart = np.abs(turn[rows, None] - turn[rows]).max(axis=2) > size[rows, None]
+        chosen: list[int] = []
+        for k in range(len(rows)):
+            if len(chosen) < _CUTS and apart[k, chosen].all():
+                chosen.append(k)
+        padded = np.zeros((len(chosen), len(here.slope)))
+        padded[:, : self.nx] = slopes[rows[chosen]]
+        levels = np.minimum(value[rows[chosen]], 0.0)
+        return list(zip(levels.tolist(), padded, strict=True))
 
     def _recalled(self, here: _Iterate) -> tuple[Vector, Vector, Vector]:
         """For every remembered linearisation, the latest first: v here minus it, change of slope, offset in x."""
@@ -538,15 +549,15 @@ class _TrustRegion:
             rows, lengths = rows[lengths > 0], lengths[lengths > 0]
         inner = hessian if full else hessian[np.ix_(free, free)]
         if len(rows):
-            _, sizes, basis = np.linalg.svd(rows / lengths[:, None])
+            _, sizes, basis, _ = dgesdd(rows / lengths[:, None])
             rank = int(np.count_nonzero(sizes > 1e-8))
             across, along = basis[:rank], basis[rank:]
-            values, vectors = np.linalg.eigh(along @ inner @ along.T)
+            values, vectors, _ = dsyevd(along @ inner @ along.T)
             vectors = along.T @ vectors
             convex = (vectors * np.maximum(values, floor)) @ vectors.T
             convex += max(scale, floor) * across.T @ across
         else:
-            values, vectors = np.linalg.eigh(inner)
+            values, vectors, _ = dsyevd(inner)
             convex = (vectors * np.maximum(values, floor)) @ vectors.T
         if full:
             return np.asarray(convex)
@@ -715,6 +726,7 @@ class Joint:
         self.bound = None if bound is None else bound / self.model.upper_unit
         self.merit = _Merit(self.model, self.nx, self.model.bounds)
         self.best: JointPoint | None = None
+        self._ends: list[tuple[float, float, Vector, float]] = []
         self.done = 0
         self.after_run: Callable[[], None] | None = None
         self.range = (self.start[: self.nx], self.start[: self.nx])
@@ -894,6 +906,7 @@ class Joint:
                     _Direction(self.merit, direction),
                     10.0 * (1.0 + float(np.abs(origin).max())),
                     10.0,
+                    _PASSING,
                 )
                 reached = region.run(origin, 25)
                 if reached is not None:
@@ -924,7 +937,11 @@ class Joint:
 
     # ----------------------------------------------------------------------------------------- a run
     def climb(self, v: Vector, stages: Sequence[float]) -> None:
-        """Follow ``f + gamma (g - v)`` through the stages of gamma and judge the end."""
+        """Follow ``f + gamma (g - v)`` through the stages of gamma and judge the end.
+
+        A run is not finished where it meets an earlier one, as it would end where that one did, or cannot get better.
+        """
+        met: list[tuple[float, float, Vector, float]] = []
         radius = 1.0 + 0.1 * float(np.abs(v).max())
         guess: _Step | None = None
         before = 0.0
@@ -954,7 +971,27 @@ class Joint:
                 penalty=unit * penalty,
                 stationarity=0.0 if region.converged else np.nan,
             )
+            if _SETTLED <= gamma < stages[-1] and region.converged:
+                if self._hopeless(reached) or self._has_been_at(gamma, stages[-1], reached):
+                    return
+                met.append((gamma, stages[-1], v, reached.phi))
         self._judge(v)
+        self._ends += met
+
+    def _hopeless(self, here: _Iterate) -> bool:
+        """Whether a run is above the best response already: its minima can only rise with gamma."""
+        if self.best is None or self.best.error > _SOLVED:
+            return False
+        return here.phi > self.best.objective + _SAME * (1.0 + abs(self.best.objective))
+
+    def _has_been_at(self, gamma: float, last: float, here: _Iterate) -> bool:
+        """Whether an earlier run, to at least the same last gamma, was here at this one."""
+        near = _SAME * (1.0 + float(np.abs(here.v).max()))
+        level = here.phi + 1e-3 * _SAME * (1.0 + abs(here.phi))
+        return any(
+            there == gamma and end >= last and phi <= level and np.abs(v - here.v).max() <= near
+            for there, end, v, phi in self._ends
+        )
 
     def _judge(self, v: Vector) -> None:
         """Compare x with the best: with the lower level's own answer, and with y as reached.
@@ -996,18 +1033,20 @@ class Joint:
 
     def measure(self, x: Vector, y: Vector, saddle: Saddle) -> JointPoint:
         """Objective, gap and violation of a pair, given the saddle point at x."""
-        data = self.model.derivatives(x, y)
+        objective, level, inequality, equality = self.model.values(x, y)
         v = np.concatenate([x, y])
         lower, upper = self.model.bounds
         worst = max(0.0, _largest(lower - v), _largest(v - upper))
-        for values, jacobian in (
-            (data.inequality, data.inequality_jacobian),
-            (np.abs(data.equality), data.equality_jacobian),
-        ):
-            if len(values) and _largest(values) > worst:
-                worst = max(worst, _largest(values / _steepness(jacobian)))
-        gap = (data.lower - saddle.value) / (1.0 + abs(saddle.value))
-        return JointPoint(x, y, float(data.upper), gap, worst / (1.0 + float(np.abs(v).max())))
+        outside = np.concatenate([inequality, np.abs(equality)])
+        if len(outside) and _largest(outside) <= _ROUNDING:
+            worst = max(worst, _largest(outside))
+        elif len(outside) and not _largest(outside) <= worst:  # NaN is outside as well
+            data = self.model.derivatives(x, y)
+            jacobians = data.inequality_jacobian, data.equality_jacobian
+            steep = np.concatenate([_steepness(jacobian) for jacobian in jacobians])
+            worst = max(worst, _largest(np.nan_to_num(outside / steep, nan=np.inf)))
+        gap = (level - saddle.value) / (1.0 + abs(saddle.value))
+        return JointPoint(x, y, objective, gap, worst / (1.0 + float(np.abs(v).max())))
 
     # ----------------------------------------------------------------------------------- the response
     def response(self, x: Vector) -> JointPoint | None:
@@ -1083,7 +1122,7 @@ class Joint:
         step, least = 1e-5, 1e-7
         while self.best is not None and evaluations > 0 and step > least:
             moved = False
-            for k in range(self.nx):
+            for k in self._worth_a_move(self.best, step):
                 for sign in (1.0, -1.0):
                     x = self.best.x.copy()
                     x[k] += sign * step * (1.0 + abs(x[k]))
@@ -1100,6 +1139,14 @@ class Joint:
             point = self.response(np.array([float(f"{value:.10e}") for value in self.best.x]))
             if point is not None and point.better(self.best):
                 self.best = point
+
+    def _worth_a_move(self, point: JointPoint, step: float) -> Sequence[int]:
+        """Entries of x along which a move of a relative length may lower the response by more than rounding."""
+        slope = self._slope(point)
+        if slope is None:
+            return range(self.nx)
+        falls = np.abs(slope) * step * (1.0 + np.abs(point.x))
+        return [int(k) for k in np.flatnonzero(falls > _ROUNDING * (1.0 + abs(point.objective)))]
 
     def probe(self, point: JointPoint) -> tuple[JointPoint | None, float]:
         """Look for descent of the response from a point: along the axes, in random directions, and along kinks.
@@ -1159,11 +1206,17 @@ class Joint:
         point = self.response(x)
         if point is None:
             return np.full(self.nx, np.inf)
-        turn = self.model.sensitivity(x)
+        slope = self._slope(point)
+        if slope is None:
+            return differences(self._value, x, step, self.model.bounds[1][: self.nx])
+        return slope
+
+    def _slope(self, point: JointPoint) -> Vector | None:
+        """Gradient of the response at a point of it, None where the lower level's answer has no derivative."""
+        turn = self.model.sensitivity(point.x)
         if turn is None:
-            upper = self.model.bounds[1][: self.nx]
-            return differences(self._value, x, step, upper)
-        slope = self.model.derivatives(x, point.y).upper_gradient
+            return None
+        slope = self.model.derivatives(point.x, point.y).upper_gradient
         return np.asarray(slope[: self.nx] + slope[self.nx :] @ turn.answer)
 
     def _normals(self, point: JointPoint) -> list[Vector]:

@@ -21,6 +21,8 @@ LARGEST = 20  # variables, beyond which differences cost too much
 _DIFFERENCE = 1e-3  # relative to the radius
 _FEW = 8  # gradients that agree where there is no kink
 _AGREE = 10.0  # relative change, over the radius, of gradients without a kink
+_SPARE = 4  # gradients beyond what a linear change takes, to tell it from a kink
+_CURVED = 0.02  # relative to the change of a gradient: what is not linear of it without a kink
 _MANY = 60
 _JUMP = 10.0  # times what the slope explains
 _BISECTIONS = 12
@@ -61,14 +63,16 @@ def kink_direction(
     """
     n, step = len(x), _DIFFERENCE * radius
     generator = np.random.default_rng(0)
+    points: list[Vector] = []
     gradients: list[Vector] = []
     for count in range(min(4 * n + 2, _MANY)):
-        if count == _FEW and _agree(gradients, radius / (1.0 + float(np.abs(x).max()))):
+        if count == _FEW and _agree(points, gradients, radius / (1.0 + float(np.abs(x).max()))):
             return None
         near = np.clip(x + radius * generator.uniform(-1.0, 1.0, n), *bounds)
         slope = gradient(near, step)
         if np.all(np.isfinite(slope)):
             gradients.append(slope)
+            points.append(near)
     if len(gradients) < 2:
         return None
     slope = smallest_combination(gradients, list(normals), x, Box(*bounds))
@@ -76,12 +80,19 @@ def kink_direction(
     return -slope / size if size > 0 else None
 
 
-def _agree(gradients: Sequence[Vector], radius: float) -> bool:
+def _agree(points: Sequence[Vector], gradients: Sequence[Vector], radius: float) -> bool:
+    """Whether gradients change as little as those without a kink do, or in proportion to the way between them."""
     if not gradients:
         return True
-    stacked = np.array(gradients)
+    stacked, n = np.array(gradients), len(points[0])
     spread = float(np.max(stacked.max(axis=0) - stacked.min(axis=0)))
-    return spread <= _AGREE * radius * (1.0 + float(np.abs(stacked).max()))
+    if spread <= _AGREE * radius * (1.0 + float(np.abs(stacked).max())):
+        return True
+    if len(gradients) < n + _SPARE:
+        return False
+    ways = np.column_stack([np.array(points) - points[0], np.full(len(points), radius)])
+    left = stacked - ways @ np.linalg.lstsq(ways, stacked, rcond=None)[0]
+    return bool(np.abs(left).max() <= _CURVED * spread)
 
 
 def edge_directions(

@@ -247,9 +247,10 @@ def test_compiled_functions_have_cvxpys_values_and_the_derivatives_of_their_diff
     for _ in range(4):
         v = np.concatenate([random.uniform(0.3, 2, 2), random.uniform(-1, 1, 3)])
         x.value, y.value = v[:2], v[2:]
+        alone = functions.value(v)[1]
         value, jacobian = functions.value_jacobian(v)
         assert value[1] == pytest.approx(float(ATOMS[name].value), rel=1e-12, abs=1e-12)
-        assert functions.value(v)[1] == pytest.approx(value[1], rel=1e-12, abs=1e-12)
+        assert alone == pytest.approx(value[1], rel=1e-12, abs=1e-12)
         hessian = functions.hessian(v, np.array([0.0, 1.0]))
         for k, step in enumerate(1e-6 * np.eye(5)):
             ahead, behind = (functions.value_jacobian(v + s) for s in (step, -step))
@@ -257,6 +258,21 @@ def test_compiled_functions_have_cvxpys_values_and_the_derivatives_of_their_diff
             np.testing.assert_allclose(
                 hessian[k], (ahead[1][1] - behind[1][1]) / 2e-6, rtol=1e-4, atol=1e-4
             )
+
+
+def test_a_quadratic_inside_another_function_follows_its_parameters() -> None:
+    p = cp.Parameter(value=1.0)
+    expression = cp.norm(cp.hstack([p * y[0], x[1] * y[1], 1.0])) + cp.exp(p * x[0] * y[2])
+    functions = Functions([expression], Layout([x, y]))
+    v = np.array([0.4, 0.7, 1.1, 0.3, -0.9])
+    x.value, y.value = v[:2], v[2:]
+    for p.value in (1.0, -2.5, 0.0):
+        functions.refresh()
+        assert functions.value(v)[0] == pytest.approx(float(expression.value), rel=1e-13)
+        slope = functions.value_jacobian(v)[1][0]
+        steps = 1e-6 * np.eye(5)
+        expected = [(functions.value(v + s) - functions.value(v - s))[0] / 2e-6 for s in steps]
+        assert slope == pytest.approx(np.array(expected), abs=1e-8)
 
 
 # -------------------------------------------------------------------------------- critical regions

@@ -145,6 +145,39 @@ def test_multipliers_that_prove_nothing_are_no_infeasibility(
     assert solve_or_explain(one, np.zeros(1), one, np.full(2, 2.0), np.full(2, 1.0)) is None
 
 
+def test_a_quadratic_program_on_which_the_solver_goes_in_circles_is_solved_by_proximal_points(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("daqp")
+    import blocc.conic_dense as dense
+
+    real = dense.daqp.solve
+
+    def circling(*data: Any, eps_prox: float, **options: Any) -> Any:
+        z, value, flag, info = real(*data, eps_prox=eps_prox, **options)
+        return (z, value, -2, info) if eps_prox < 0 else (z, value, flag, info)
+
+    monkeypatch.setattr(dense.daqp, "solve", circling)
+    monkeypatch.setattr(dense, "_interior_point", lambda *data: None)
+    P, q = np.diag([1.0, 0.0]), np.array([-2.0, -1.0])  # z = (1, 2) on z_0 + z_1 <= 3 and z_1 <= 2
+    upper = np.array([dense.INFINITE, 2.0, 3.0])
+    answer = dense.solve_dense_qp(P, q, np.ones((1, 2)), upper, np.full(3, -dense.INFINITE))
+    assert answer is not None
+    assert answer.z == pytest.approx([1.0, 2.0], abs=1e-12)
+    assert answer.dual == pytest.approx([0.0, 0.0, 1.0], abs=1e-12)
+
+
+def test_a_run_that_meets_an_earlier_one_is_not_finished() -> None:
+    x, y = cp.Variable(name="x", bounds=[0, 4]), cp.Variable(name="y")
+    lower = LowerProblem(cp.Minimize(cp.square(y - x) + cp.square(y)), given=[x])
+    problem = BilevelProblem(cp.Minimize(cp.square(y - 1) + 0.1 * cp.square(x)), lower)
+    result = problem.solve()
+    assert result.x["x"] == pytest.approx(0.5 / 0.35, rel=1e-6)  # of (x / 2 - 1)^2 + x^2 / 10
+    unit = result.history["gamma"].max() / 1e7
+    seen = np.round(np.log10(result.history["gamma"] / unit)).astype(int).tolist()
+    assert seen == [-1, 0, 1, 2, 3, 4, 5, 1, 3, 6, 7]  # the second run ends where it met the first
+
+
 def test_a_run_that_stalls_is_no_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
     """x = 0.9 with y = x is far from the optimum 0.2, whatever the trust region says."""
     x, y = cp.Variable(name="x", bounds=[0, 1]), cp.Variable(name="y", bounds=[0, 1])

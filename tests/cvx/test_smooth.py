@@ -114,6 +114,18 @@ def test_without_a_kink_there_is_no_direction():
     assert kink_direction(slope, np.array([0.3, 0.2]), 1e-4, box) is None
 
 
+def test_steep_curvature_is_no_kink():
+    box = (np.full(2, -9.0), np.full(2, 9.0))
+    calls = []
+
+    def slope(x, step):
+        calls.append(x)
+        return np.array([[300.0, 40.0], [40.0, 90.0]]) @ x + np.sin(x)
+
+    assert kink_direction(slope, np.array([0.3, 0.2]), 1e-3, box) is None
+    assert len(calls) == 8
+
+
 def test_a_constraint_that_is_active_blocks_the_direction():
     def value(x):
         return abs(x[1]) - x[0]

@@ -63,6 +63,8 @@ Constraints = Sequence[Any] | Mapping[str, Any] | None
 UpperCallable = Callable[[Any, Any], float]
 #: The last answer: x, y, and the range of x that was searched.
 _Last = tuple[Vector, Vector, tuple[Vector, Vector]]
+#: A joint method in the units of a point, and the descent that its probe there has found.
+_Probed = tuple[Joint, float]
 
 _TOL = 1e-10
 _PROBES = 10  # at most, with runs from what they find
@@ -1288,7 +1290,7 @@ class BilevelProblem:
         kept.attach(method, progress)
         interrupt: KeyboardInterrupt | None = None
         point: JointPoint | None = None
-        left: float | None = None
+        probed: _Probed | None = None
         try:
             with progress.timed("joint"):
                 if last is not None:
@@ -1298,11 +1300,11 @@ class BilevelProblem:
             if point is None:
                 raise self._no_answer()
             with progress.timed("probe"):
-                point, left = self._probed(method, point)
+                point, probed = self._probed(method, point)
             if global_:
                 with progress.timed("branch and bound"):
                     better, bound = branch_and_bound(self, point, bound, max(tol, 1e-3), progress)
-                    point, left = better, left if better is point else None
+                    point, probed = better, probed if better is point else None
         except KeyboardInterrupt as signal:
             if point is None and method.best is not None:
                 point = method.in_user_units(method.best)
@@ -1310,7 +1312,7 @@ class BilevelProblem:
                 raise
             interrupt = signal
         with progress.timed("certificate"):
-            certificate, saddle, objective = self._certificate(method, point, bound, left, tol)
+            certificate, saddle, objective = self._certificate(method, point, bound, probed, tol)
         if interrupt is not None:
             status = Status.INTERRUPTED
         elif certificate.optimal(max(tol, 1e-3) if global_ else tol):
@@ -1427,43 +1429,39 @@ class BilevelProblem:
             return least if np.isfinite(least) else None
         return 0.0 if self.expression.is_nonneg() else None
 
-    def _probed(self, solver: Joint, point: JointPoint) -> tuple[JointPoint, float]:
-        """Go on from a point as long as a probe finds a better one; and the descent that the last probe has left."""
+    def _probed(self, solver: Joint, point: JointPoint) -> tuple[JointPoint, _Probed]:
+        """Go on from a point as long as a probe finds a better one; and what the last probe has left."""
+        found, probed = self._probe(point)
         for _ in range(_PROBES):
-            own = Joint(
-                self, point.x, point.y
-            )  # in the units of the answer, whatever the start was
-            found, left = own.probe(own.in_user_units(point, back=True))
-            better = None if found is None else solver.go_on(own.in_user_units(found))
+            better = None if found is None else solver.go_on(found)
             if better is None:
-                return point, left
+                break
             point = better
-        return point, self._descent(point)
+            found, probed = self._probe(point)
+        return point, probed
 
-    def _descent(self, point: JointPoint) -> float:
+    def _probe(self, point: JointPoint) -> tuple[JointPoint | None, _Probed]:
+        """Look for descent from a point, in the units of the answer, whatever the start was."""
         own = Joint(self, point.x, point.y)
-        return own.probe(own.in_user_units(point, back=True))[1]
+        found, left = own.probe(own.in_user_units(point, back=True))
+        return None if found is None else own.in_user_units(found), (own, left)
 
     def _certificate(
         self,
         solver: Joint,
         point: JointPoint,
         bound: float | None,
-        left: float | None,
+        probed: _Probed | None,
         tol: float,
     ) -> tuple[Certificate, Saddle, float]:
-        """Every residual afresh: the lower level is solved again at x, cold.
-
-        ``left`` is the descent that a probe has left at the point, where one has just been made there.
-        """
+        """Every residual afresh; ``probed`` at the point, where that has just been done."""
         x, y = point.x, point.y
         saddle = self.lower(x)
         own = self.residuals(x, saddle.y, saddle.duals)
         chosen = self.residuals(x, y, saddle.duals)
         proven = max(own.bound, saddle.value - saddle.gap * (1.0 + abs(saddle.value)))
         objective = self.upper(x, y)
-        # in the units of the answer, whatever the start was; cold, like all else here
-        method = Joint(self, x, y)
+        method, left = self._probe(point)[1] if probed is None else probed
         own_units = method.in_user_units(point, back=True)
         unit = method.model.upper_unit / method.model.lower_unit
         # at a kink the penalised optimum lies O(1/gamma) from the true one: measured at the gammas where runs end
@@ -1476,7 +1474,7 @@ class BilevelProblem:
             if stationarity <= 0.1 * tol:
                 break
         # a run that stalls finds no decrease: the response itself has the last word
-        stationarity = max(stationarity, self._descent(point) if left is None else left)
+        stationarity = max(stationarity, left)
         return (
             Certificate(
                 lower_gap=(chosen.objective - proven) / (1.0 + abs(chosen.objective)),

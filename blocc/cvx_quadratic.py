@@ -210,7 +210,8 @@ class QuadraticProgram:
     def forget(self) -> None:
         """Drop what is known from earlier answers."""
         self._regions: list[_Region] = []
-        self._degenerate = 0  # answers in a row whose active set is none
+        self._degenerate = 0  # answers in a row without a region
+        self._latest: tuple[bytes, Found | None] = b"", None  # x and answer without a region
 
     def user_units(self, answer: QuadraticAnswer) -> QuadraticAnswer:
         """An answer of :meth:`solve` in the units that the program came in."""
@@ -222,15 +223,18 @@ class QuadraticProgram:
         """Multipliers that prove infeasibility, in the units that the program came in."""
         return np.asarray(ray * self._factors / self._unit)
 
-    def solve(self, x: Vector) -> Found | None:
+    def solve(self, x: Vector, *, wanted: bool = False) -> Found | None:
         """Answer, value, gradient of the value in x, relative gap and violation; None where it is not sharp.
 
-        The answer is in the program's own units, see :meth:`user_units`.
+        The answer is in the program's own units, see :meth:`user_units`. Its region is looked for as long as there was
+        one lately, or where it is ``wanted``.
 
         Raises
         ------
         LowerInfeasibleError
         """
+        if self._latest[0] == x.tobytes() and len(x):
+            return self._latest[1]
         for position, region in enumerate(self._regions):
             found = region.answer(x)
             if found is not None and max(found[3:]) <= _ROUNDING:
@@ -248,11 +252,15 @@ class QuadraticProgram:
         if answer is None:
             return None
         found = self._assess(answer, x, q, right)
-        if found is not None and len(x) and self._degenerate < _MISSES:
+        if found is not None and len(x) and (wanted or self._degenerate < _MISSES):
             known = self._region(x, found, q, right)
-            self._degenerate = self._degenerate + 1 if known is None else 0
             if known is not None:
                 self._regions = [known, *self._regions[: _REGIONS - 1]]
+                self._degenerate = 0
+            elif not wanted:
+                self._degenerate += 1
+            if known is None:
+                self._latest = x.tobytes(), found
         return found
 
     def _assess(self, answer: QuadraticAnswer, x: Vector, q: Vector, right: Vector) -> Found | None:
@@ -336,8 +344,7 @@ class QuadraticProgram:
     def sensitivity(self, x: Vector) -> Sensitivity | None:
         """Derivatives at x, from the KKT system of the active rows; None where these are not clear."""
         if not any(region.inside(x) for region in self._regions[:1]):
-            self._degenerate = 0
-            self.solve(x)
+            self.solve(x, wanted=True)
         if self._regions and self._regions[0].inside(x):
             region = self._regions[0]
             return Sensitivity(self._column[:, None] * region.answer_slope, region.hessian)

@@ -34,6 +34,7 @@ from blocc.cvx_quadratic import (
     DENSE_LIMIT,
     DualBlock,
     QuadraticLower,
+    QuadraticProgram,
     VaryingProgram,
     named_infeasibility,
     quadratic_program,
@@ -52,7 +53,7 @@ from blocc.errors import (
 from blocc.methods import homotopy
 from blocc.methods.homotopy import METHODS, OnFailure
 from blocc.methods.joint import FINAL, LOCAL, MAX_VARIABLES, Derivatives, Joint, JointPoint
-from blocc.model import LowerResiduals, Relaxation, Saddle, Sensitivity
+from blocc.model import LowerResiduals, Relaxation, Responses, Saddle, Sensitivity
 from blocc.progress import Progress, Record
 from blocc.result import Result, Status, read_archive, write_archive
 from blocc.sets import Box, ConvexSet
@@ -947,6 +948,20 @@ class BilevelProblem:
             gap=max(saddle.gap for saddle in saddles),
             violation=max(saddle.violation for saddle in saddles),
             iterations=sum(saddle.iterations for saddle in saddles),
+        )
+
+    def responses(self, points: Matrix) -> Responses | None:
+        """Answers, and what :meth:`values` has of them, at those of many x where that is known without a solve."""
+        program = None if self._sharp is None else self._sharp.program
+        if not isinstance(program, QuadraticProgram) or self.callable is not None:
+            return None
+        known, y, values = program.answers(points)
+        functions = self._functions.values(np.hstack([points, y])) if known.any() else None
+        if functions is None:
+            return None
+        m = 2 + self._inequality_rows
+        return Responses(
+            known, y, values, functions[:, 0], functions[:, 1], functions[:, 2:m], functions[:, m:]
         )
 
     def sensitivity(self, x: Vector) -> Sensitivity | None:

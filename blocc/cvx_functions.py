@@ -836,6 +836,15 @@ class Functions:
                     result[rows] = node.value(v)
         return np.asarray(result)
 
+    def values(self, points: Matrix) -> Matrix | None:
+        """Values at many points, a row for each; None where a function is not stored as a quadratic."""
+        if self._general or self._cubic:
+            return None
+        values = points @ self._matrix.T + self._constant
+        for row, hessian in zip(self._hessian_rows, self._hessian_stack, strict=True):
+            values[:, row] += 0.5 * ((points @ hessian) * points).sum(axis=1)
+        return np.asarray(values)
+
     def value_jacobian(self, v: Vector, first: int = 0) -> tuple[Vector, Any]:
         """Values and Jacobian (dense where small, else CSR); NaN outside a function's domain.
 

@@ -147,6 +147,22 @@ class _Region:
         gap *= self._unit / (1.0 + abs(value))
         return QuadraticAnswer(y, dual, 0), value, self._gradient + bend, gap, outside
 
+    def answers(self, points: Matrix) -> tuple[npt.NDArray[np.bool_], Matrix, Vector]:
+        """Which of many x, a row for each, are in the region, sharply solved, and the answers and values of all."""
+        moved = points - self._x
+        at = self._base + moved @ self._slope.T
+        values = (
+            self._value
+            + moved @ self._gradient
+            + 0.5 * ((moved @ self.hessian) * moved).sum(axis=1)
+        )
+        y, residual = at[:, : self._answer], np.abs(at[:, self._left : self._residual])
+        gap = (np.abs(at[:, self._dual : self._left]) * np.abs(y)).sum(axis=1)
+        gap += (np.abs(at[:, self._answer + self._held]) * residual).sum(axis=1)
+        outside = np.max(residual / self._size, axis=1, initial=0.0)
+        sharp = np.maximum(gap * self._unit / (1.0 + np.abs(values)), outside) <= _ROUNDING
+        return (at[:, self._residual :] >= self._edge).all(axis=1) & sharp, y, values
+
     @property
     def answer_slope(self) -> Matrix:
         """Derivative of the answer in x."""
@@ -262,6 +278,36 @@ class QuadraticProgram:
             if known is None:
                 self._latest = x.tobytes(), found
         return found
+
+    def answers(self, points: Matrix) -> tuple[npt.NDArray[np.bool_], Matrix, Vector]:
+        """Which of many x, a row for each, are solved to rounding; and answers, in user units, and values of these.
+
+        Those in no region known before are solved one by one, as long as these open no new one.
+        """
+        known, tried = np.zeros(len(points), dtype=bool), np.zeros(len(points), dtype=bool)
+        y, values = np.zeros((len(points), self.size)), np.zeros(len(points))
+
+        def look_in(region: _Region) -> None:
+            left = np.flatnonzero(~tried)
+            inside, answers, optima = region.answers(points[left])
+            there = left[inside]
+            known[there] = tried[there] = True
+            y[there], values[there] = answers[inside], optima[inside]
+
+        for region in list(self._regions):
+            look_in(region)
+        while not tried.all():
+            k = int(np.argmin(tried))
+            tried[k], before = True, self._regions[:1]
+            try:
+                found = self.solve(points[k])
+            except LowerInfeasibleError:
+                continue
+            if found is not None and max(found[3:]) <= _ROUNDING:
+                known[k], y[k], values[k] = True, found[0].z, found[1]
+            if self._regions[:1] != before:
+                look_in(self._regions[0])
+        return known, y * self._column, values
 
     def _assess(self, answer: QuadraticAnswer, x: Vector, q: Vector, right: Vector) -> Found | None:
         y, n, m = answer.z, self.size, self.inequalities

@@ -76,6 +76,31 @@ class Sensitivity(NamedTuple):
     hessian: Array
 
 
+class Responses(NamedTuple):
+    """Lower-level answers at many x, a row for each.
+
+    Attributes
+    ----------
+    known : array of bool of shape (k,)
+        Where the rest holds.
+    y : array of shape (k, ny)
+    value : array of shape (k,)
+        v(x).
+    upper, lower : array of shape (k,)
+        f and g at the answers.
+    inequality, equality : array of shape (k, rows)
+        All constraints of both levels there, c <= 0 and h = 0, bounds excepted.
+    """
+
+    known: Array
+    y: Array
+    value: Array
+    upper: Array
+    lower: Array
+    inequality: Array
+    equality: Array
+
+
 @dataclass(frozen=True)
 class LowerResiduals:
     """How well a pair (y, duals) solves the lower level at x, recomputed from the problem's own functions.

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import scipy.sparse as sparse
 
 from blocc.errors import UnsupportedModelError
-from blocc.model import HasRelaxation, Relaxation, Saddle, Sensitivity
+from blocc.model import HasRelaxation, Relaxation, Responses, Saddle, Sensitivity
 
 if TYPE_CHECKING:
     from blocc.methods.joint import Derivatives, HasDerivatives
@@ -141,6 +141,23 @@ class Scaled:
             violation=saddle.violation,
             iterations=saddle.iterations,
             warm=saddle.warm,
+        )
+
+    def responses(self, points: Vector) -> Responses | None:
+        """Answers at those of many x where that takes no solve."""
+        known = getattr(self.model, "responses", None)
+        found: Responses | None = None if known is None else known(points * self.x_unit)
+        if found is None or self._same:
+            return found
+        inequality, equality = self._rows
+        return Responses(
+            found.known,
+            found.y / self.y_unit,
+            found.value / self.lower_unit,
+            found.upper / self.upper_unit,
+            found.lower / self.lower_unit,
+            found.inequality * inequality,
+            found.equality * equality,
         )
 
     def sensitivity(self, x: Vector) -> Sensitivity | None:

@@ -971,8 +971,10 @@ class Joint:
                 penalty=unit * penalty,
                 stationarity=0.0 if region.converged else np.nan,
             )
-            if _SETTLED <= gamma < stages[-1] and region.converged:
-                if self._hopeless(reached) or self._has_been_at(gamma, stages[-1], reached):
+            if gamma < stages[-1] and region.converged:
+                if self._has_been_at(gamma, stages[-1], reached):
+                    return
+                if gamma >= _SETTLED and self._hopeless(reached):
                     return
                 met.append((gamma, stages[-1], v, reached.phi))
         self._judge(v)
@@ -1058,6 +1060,31 @@ class Joint:
         point = self.measure(x, np.asarray(saddle.y), saddle)
         return point if point.violation <= _TIGHT and np.isfinite(point.objective) else None
 
+    def responses(self, points: Sequence[Vector]) -> list[JointPoint | None]:
+        """:meth:`response` at many points, those together whose answers are known without a solve."""
+        known = self._known_responses(points)
+        return [known[k] if k in known else self.response(x) for k, x in enumerate(points)]
+
+    def _known_responses(self, points: Sequence[Vector]) -> dict[int, JointPoint]:
+        """By position, those of the points that keep all constraints to rounding and whose answers are known."""
+        together = np.array(points)
+        there = self.model.responses(together) if points else None
+        if there is None:
+            return {}
+        both = np.hstack([together, there.y])
+        low, high = self.model.bounds
+        parts = low - both, both - high, there.inequality, np.abs(there.equality)
+        worst = np.max(np.hstack(parts), axis=1, initial=0.0)
+        gap = (there.lower - there.value) / (1.0 + np.abs(there.value))
+        violation = worst / (1.0 + np.abs(both).max(axis=1))
+        kept = there.known & (worst <= _ROUNDING) & np.isfinite(there.upper)
+        return {
+            k: JointPoint(
+                points[k], there.y[k], float(there.upper[k]), float(gap[k]), float(violation[k])
+            )
+            for k in np.flatnonzero(kept).tolist()
+        }
+
     def scan(
         self,
         base: JointPoint,
@@ -1075,20 +1102,19 @@ class Joint:
             Of the way to the ends of the range: where to look.
         """
         found: list[JointPoint] = []
-        for k in range(self.nx):
-            for sign, end in ((1.0, self.range[1][k]), (-1.0, self.range[0][k])):
-                line: list[JointPoint | None] = [base]
-                for fraction in fractions:
-                    x = base.x.copy()
-                    x[k] += sign * fraction * abs(end - base.x[k])
-                    line.append(self.response(x))
-                line.append(None)
-                for left, point, right in zip(line, line[1:], line[2:], strict=False):
-                    if point is not None and all(
-                        other is None or point.objective < other.objective
-                        for other in (left, right)
-                    ):
-                        found.append(point)
+        ways = [
+            sign * abs(end[k] - base.x[k]) * unit
+            for k, unit in enumerate(np.eye(self.nx))
+            for sign, end in ((1.0, self.range[1]), (-1.0, self.range[0]))
+        ]
+        points = self.responses([base.x + fraction * way for way in ways for fraction in fractions])
+        for part in range(len(ways)):
+            line = [base, *points[part * len(fractions) :][: len(fractions)], None]
+            for left, point, right in zip(line, line[1:], line[2:], strict=False):
+                if point is not None and all(
+                    other is None or point.objective < other.objective for other in (left, right)
+                ):
+                    found.append(point)
         found.sort(key=lambda point: point.objective)
         level = base.objective - 1e-7 * (1.0 + abs(base.objective))
         fresh: list[JointPoint] = []
@@ -1122,15 +1148,16 @@ class Joint:
         step, least = 1e-5, 1e-7
         while self.best is not None and evaluations > 0 and step > least:
             moved = False
-            for k in self._worth_a_move(self.best, step):
-                for sign in (1.0, -1.0):
-                    x = self.best.x.copy()
-                    x[k] += sign * step * (1.0 + abs(x[k]))
-                    x = np.clip(x, *(bound[: self.nx] for bound in self.model.bounds))
-                    point = self.response(x)
-                    evaluations -= 1
-                    if point is not None and point.better(self.best):
-                        self.best, moved = point, True
+            moves = [(k, sign) for k in self._worth_a_move(self.best, step) for sign in (1.0, -1.0)]
+            evaluations -= len(moves)
+            first = self.responses([self._moved(self.best.x, *move, step) for move in moves])
+            for move, point in zip(moves, first, strict=True):
+                if point is None or not point.better(self.best):
+                    continue
+                if moved:  # the best point is another by now
+                    point = self.response(self._moved(self.best.x, *move, step))
+                if point is not None and point.better(self.best):
+                    self.best, moved = point, True
             least = 1e-10 if moved else least  # the runs had not reached the end
             step *= 2.0 if moved else 0.1
         if (
@@ -1139,6 +1166,12 @@ class Joint:
             point = self.response(np.array([float(f"{value:.10e}") for value in self.best.x]))
             if point is not None and point.better(self.best):
                 self.best = point
+
+    def _moved(self, x: Vector, k: int, sign: float, step: float) -> Vector:
+        """x after a relative move along one axis."""
+        x = x.copy()
+        x[k] += sign * step * (1.0 + abs(x[k]))
+        return np.clip(x, *(bound[: self.nx] for bound in self.model.bounds))
 
     def _worth_a_move(self, point: JointPoint, step: float) -> Sequence[int]:
         """Entries of x along which a move of a relative length may lower the response by more than rounding."""
@@ -1175,8 +1208,8 @@ class Joint:
                 if move is None:  # no kink around, and none closer
                     break
                 moves.append(move)
-        for move in moves:
-            far = self.response(np.clip(point.x + _MOVE * size * move, *bounds))
+        ends = self.responses([np.clip(point.x + _MOVE * size * move, *bounds) for move in moves])
+        for move, far in zip(moves, ends, strict=True):
             if far is None or not far.objective < point.objective - _PASSING * scale:
                 continue
             near = self.response(np.clip(point.x + 0.1 * _MOVE * size * move, *bounds))

@@ -37,6 +37,34 @@ def test_no_model_is_won_at_its_start(name: str) -> None:
     assert problem.sign * (at_start - model.reference()) > 0.01 * abs(model.reference())
 
 
+@pytest.mark.parametrize(
+    "name", ["analytic_quadratic", "optimistic_lp", "tolls", "demand_response", "capacity_planning"]
+)
+def test_answers_at_many_points_together_are_those_of_each_alone(name: str) -> None:
+    problem, alone = MODELS[name]().problem(), MODELS[name]().problem()
+    n = problem.n_upper
+    random = np.random.default_rng(2)
+    low, high = (bound[:n] for bound in problem.bounds)
+    points = low + (high - low) * random.uniform(0.1, 0.9, (40, n))
+    points[20:] = points[:1] + 1e-3 * random.normal(size=(20, n))  # in one critical region
+    found = problem.responses(points)
+    assert found is not None
+    assert np.count_nonzero(found.known) >= 20
+    for k in np.flatnonzero(found.known):
+        saddle = alone.lower(points[k])
+        upper, lower, inequality, equality = alone.values(points[k], found.y[k])
+        assert found.value[k] == pytest.approx(saddle.value, rel=1e-11, abs=1e-11)
+        assert found.lower[k] == pytest.approx(lower, rel=1e-11, abs=1e-11)
+        assert found.upper[k] == pytest.approx(upper, rel=1e-11, abs=1e-11)
+        assert lower == pytest.approx(saddle.value, rel=1e-10, abs=1e-10)
+        rows = np.concatenate([inequality, equality])
+        both = np.concatenate([found.inequality[k], found.equality[k]])
+        assert both == pytest.approx(rows, rel=1e-11, abs=1e-10)
+        own = inequality[problem._upper_rows[0] :]  # no upper constraint: x is any point
+        assert own.max(initial=0.0) <= 1e-9
+        assert np.abs(equality).max(initial=0.0) <= 1e-9
+
+
 def test_reference_search_finds_a_known_minimum() -> None:
     axes = [np.linspace(0, 6, 13)] * 2
     least = best_of_grid(lambda x: float(np.cos(x[0]) + (x[1] - 0.3) ** 2), axes)

@@ -810,6 +810,10 @@ class Functions:
                 curved_rows += range(rows.start, rows.stop)
         self._matrix: Any = dense if small else sparse.csr_array(sparse.vstack(blocks))
         self._hessian_rows = np.array(curved_rows, dtype=np.int64)
+        #: The same rows as a slice, which is faster, where they are one.
+        self._bent: Any = self._hessian_rows
+        if curved_rows and curved_rows[-1] - curved_rows[0] == len(curved_rows) - 1:
+            self._bent = slice(curved_rows[0], curved_rows[-1] + 1)
         #: Cubic functions: position among the curved rows, and third derivative.
         self._cubic = [
             (curved_rows.index(part.rows.start), part.third)
@@ -827,7 +831,7 @@ class Functions:
             return known.value
         result = self._matrix @ v + self._constant
         if len(self._hessian_rows):
-            result[self._hessian_rows] += 0.5 * (self._hessian_stack @ v) @ v
+            result[self._bent] += 0.5 * (self._hessian_stack @ v) @ v
             for position, third in self._cubic:
                 result[self._hessian_rows[position]] += (((third @ v) @ v) @ v) / 6.0
         if self._general:
@@ -873,12 +877,12 @@ class Functions:
             jacobian = jacobian.copy()
         if len(self._hessian_rows):
             slopes = self._hessian_stack @ v
-            value[self._hessian_rows] += 0.5 * slopes @ v
+            value[self._bent] += 0.5 * slopes @ v
             for position, third in self._cubic:
                 bent = (third @ v) @ v
                 slopes[position] += 0.5 * bent
                 value[self._hessian_rows[position]] += (bent @ v) / 6.0
-            jacobian[self._hessian_rows] += slopes
+            jacobian[self._bent] += slopes
         return value, jacobian
 
     def affine_rows(self, rows: slice) -> tuple[Vector, Matrix] | None:

@@ -8,7 +8,6 @@ Hessian and the constraints linearised at the last answer (Nocedal and Wright, N
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -78,15 +77,14 @@ class SmoothProgram(VaryingProgram):
         weights[self._index] = dual[self.size :]
         hessian = self._functions.hessian(v, weights)[k:, k:]
         slope, rows = jacobian[self._objective, k:], jacobian[self._index, k:]
-        parts = value[self._objective :], slope, rows, hessian
-        if not all(math.isfinite(part.sum()) for part in parts):
-            return None
         data = hessian, slope - hessian @ y, rows, rows @ y - value[self._index]
         known = None
         if dual.any():
             self._pattern = self._active(dual)
             known = self._as_before(self._pattern, *data)
-        return self._solve_afresh(*data) if known is None else known
+        if known is None and all(np.isfinite(part).all() for part in data):
+            known = self._solve_afresh(*data)
+        return known
 
 
 class SmoothLower(QuadraticLower):

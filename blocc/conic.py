@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -43,6 +43,8 @@ _NEWTON_STEPS = (
     10  # active sets tried from the last one before the interior-point method takes over
 )
 _MISSES = 4  # times in a row that this may fail before it is given up
+_FACTORS = 2  # of KKT matrices kept
+_BLENDS = 2  # objectives kept: a response asks for two in turn
 _SHIFT = 1e-9  # of the KKT matrix, relative: dependent rows do no harm, and refinement takes it out again
 
 
@@ -147,6 +149,8 @@ class ConicProgram:
         self._solver: Any = None
         self._active: Any = None
         self._misses = 0
+        self._factors: list[tuple[tuple[Vector, Vector, Any], tuple[Any, Any]]] = []
+        self._blends: dict[float, tuple[Any, ...]] = {}
         self._dense = n * max(m, n) <= DENSE_LIMIT
         self._primal_map, blocks = _recovery_maps(
             chain, inverse, n, m, list(variables), list(constraints)
@@ -204,6 +208,10 @@ class ConicProgram:
             other.columns.keys() and self.rows != other.rows
         ):
             raise UnsupportedModelError("the two programs differ in more than their objective")
+        if weight in self._blends:
+            self._q_map, self._P_map, *pattern = self._blends[weight]
+            self._P_row, self._P_col, self._P_columns, self._P_upper, self._upper = pattern
+            return
         self._q_map = (2.0 - weight) * self._raw_q + (weight - 1.0) * other._raw_q
         mine, others = self._raw_P, other._raw_P
         blended = (
@@ -213,6 +221,9 @@ class ConicProgram:
         )
         self._P_map, self._P_row, self._P_col = _entries(blended, self.size, self._width)
         self._set_pattern()
+        pattern = [self._P_row, self._P_col, self._P_columns, self._P_upper, self._upper]
+        latest = list(self._blends.items())[1 - _BLENDS :]
+        self._blends = {**dict(latest), weight: (self._q_map, self._P_map, *pattern)}
 
     def dense(self) -> tuple[Matrix, Matrix]:
         """P and A as dense arrays."""
@@ -260,25 +271,16 @@ class ConicProgram:
         A step costs one factorisation of a KKT system, where an interior-point solve costs some twenty.
         """
         P, A = self._matrices()
-        by_row, active = A.tocsr(), self._active
-        scale = max(1.0, float(np.abs(self.P_data).max(initial=0.0)))
+        active, n = self._active, self.size
         for step in range(_NEWTON_STEPS):
-            rows, n = by_row[active], self.size
-            kkt = sparse.block_array([[P, rows.T], [rows, None]], format="csc")
-            sign = np.concatenate([np.ones(n), -np.ones(rows.shape[0])])
             try:
-                factor = splu(
-                    kkt + sparse.diags_array(_SHIFT * scale * sign, format="csc"),
-                    permc_spec="MMD_AT_PLUS_A",
-                    diag_pivot_thresh=1e-3,
-                    options={"SymmetricMode": True},
-                )
+                kkt, solve = self._factor(P, A, active)
             except (RuntimeError, MemoryError):
                 return None
             right = np.concatenate([-self.q, self.b[active]])
-            both = factor.solve(right)
+            both = solve(right)
             for _ in range(3):
-                both = both + factor.solve(right - kkt @ both)
+                both = both + solve(right - kkt @ both)
             if not np.all(np.isfinite(both)):
                 return None
             z, dual = both[:n], np.zeros(self.rows)
@@ -298,6 +300,27 @@ class ConicProgram:
                 return None
             active = following
         return None
+
+    def _factor(self, P: Any, A: Any, active: Any) -> tuple[Any, Callable[[Vector], Vector]]:
+        """KKT matrix of the active rows, and what solves with it nearly; factors of the last few are kept."""
+        data = (self.P_data, self.A_data, active)
+        for position, (known, factor) in enumerate(self._factors):
+            if all(np.array_equal(a, b) for a, b in zip(known, data, strict=True)):
+                self._factors.insert(0, self._factors.pop(position))
+                return factor
+        rows = A.tocsr()[active]
+        kkt = sparse.block_array([[P, rows.T], [rows, None]], format="csc")
+        sign = np.concatenate([np.ones(self.size), -np.ones(rows.shape[0])])
+        scale = max(1.0, float(np.abs(self.P_data).max(initial=0.0)))
+        del self._factors[_FACTORS - 1 :]  # before the new one is there: they are large
+        solve = splu(
+            kkt + sparse.diags_array(_SHIFT * scale * sign, format="csc"),
+            permc_spec="MMD_AT_PLUS_A",
+            diag_pivot_thresh=1e-3,
+            options={"SymmetricMode": True},
+        ).solve
+        self._factors.insert(0, (data, (kkt, solve)))
+        return kkt, solve
 
     def _interior_point(self, tol: float) -> ConicAnswer:
         P_data, A_data = self.P_data[self._upper], self.A_data

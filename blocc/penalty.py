@@ -80,6 +80,10 @@ class Penalty:
         lower = self.model.lower(x, tol=self.tol, warm=self.warm.lower)
         return self.at(x, lower)
 
+    def value(self, x: Array) -> float:
+        """F_gamma alone."""
+        return self(x).value
+
     def at(self, x: Array, lower: Saddle) -> Evaluation:
         """Evaluate at x where the lower level's saddle point is known."""
         penalized = self.model.penalized(x, self.gamma, tol=self.tol, warm=self.warm.penalized)
@@ -116,6 +120,11 @@ class Response:
     def evaluations(self) -> int:
         """Evaluations so far."""
         return self.near.evaluations
+
+    def value(self, x: Array) -> float:
+        """The true upper value alone: one saddle point, where the gradient takes three."""
+        near = self.near
+        return near.model.upper(x, near.model.lower(x, tol=near.tol, warm=near.warm.lower).y)
 
     def __call__(self, x: Array) -> Evaluation:
         """Evaluate at x."""

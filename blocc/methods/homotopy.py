@@ -363,15 +363,15 @@ class Homotopy:
                 if not bool(xp.any(x != here.x)):
                     continue
                 try:
-                    there = oracle(x)
+                    value = oracle.value(x)
                 except LowerLevelError:
                     continue
-                if there.value < here.value - max(tol, self.tol) * (1.0 + abs(here.value)):
-                    found = there
+                if value < here.value - max(tol, self.tol) * (1.0 + abs(here.value)):
+                    found = x
                     break
             if found is None:
                 return here
-            before, state.x = here, found.x
+            before, state.x = here, found
             here = self._minimize(state, oracle, method, tol)
             if here.value >= before.value:
                 state.x = before.x
@@ -490,7 +490,7 @@ class Homotopy:
                     state
                 )  # a path that cannot be written is refused before the work, not after it
             found: list[Certified] = []
-            if state.relaxed_x is not None and state.bound is not None and state.stage == 0:
+            if self._may_attain(state):
                 try:
                     relaxed = self.certify(
                         _Candidate(state.relaxed_x, state.gamma, extrapolate=False), state
@@ -522,6 +522,21 @@ class Homotopy:
             raise SolveInterrupted(
                 "interrupted: the best point so far is in the exception's result", result
             ) from interrupt
+
+    def _may_attain(self, state: _State) -> bool:
+        """Whether the bound may be attained at the relaxation's x: a certificate, which costs more, decides."""
+        if state.relaxed_x is None or state.bound is None or state.stage > 0:
+            return False
+        penalty = Penalty(self.model, state.gamma, tol=self._saddle_tol(self.tol, state.gamma))
+        try:
+            here = penalty(state.relaxed_x)
+        except LowerNotSolvedError:
+            return True  # at looser tolerances it may be
+        except LowerLevelError:
+            return False  # the relaxation's x need not have a lower-level answer
+        level = state.bound + 10.0 * self.tol * (1.0 + abs(state.bound))
+        left = here.penalty / (here.gamma * (1.0 + abs(here.lower.value)))
+        return here.response <= level or left <= self.tol  # or y_F is a lower-level answer as well
 
     def _result(self, answer: Certified, state: _State, status: Status | None = None) -> Result:
         certificate = answer.certificate

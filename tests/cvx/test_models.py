@@ -8,9 +8,10 @@ import pytest
 
 from benchmarks.scale import Chain
 from blocc.conic import _MISSES, _NEWTON_STEPS
-from blocc.cvx import BilevelProblem, LowerProblem
+from blocc.cvx import BilevelProblem, LowerProblem, ModelInX
 from blocc.cvx_functions import Functions, Layout, curved
 from blocc.errors import UnsupportedModelError
+from blocc.penalty import Penalty, Response
 from tests.cvx.models import MODELS, best_of_grid
 
 
@@ -128,3 +129,22 @@ def test_active_set_answers_equal_the_interior_points() -> None:
         assert warm.grad_x == pytest.approx(cold.grad_x, rel=1e-5)
         assert warm.duals["limit"].min() >= 0
         assert warm.gap <= 1e-12
+
+
+def test_penalised_answers_at_alternating_gammas_are_those_of_a_fresh_problem() -> None:
+    """Objectives and factors are kept between solves: none is taken for another."""
+    kept = Chain(400).problem()
+    random = np.random.default_rng(0)
+    for gamma in (1.0, 2.0, 1.0, 8.0, 2.0, 1.0):
+        for x in (np.zeros(5), 1e-3 * random.normal(size=5), random.uniform(-1, 1, 5)):
+            found, fresh = (p.penalized(x, gamma) for p in (kept, Chain(400).problem()))
+            assert found.value == pytest.approx(fresh.value, rel=1e-10)
+            assert found.y == pytest.approx(fresh.y, abs=1e-8)
+            assert found.grad_x == pytest.approx(fresh.grad_x, abs=1e-7)
+
+
+def test_the_value_alone_of_penalty_and_response_is_that_of_their_evaluation() -> None:
+    model = ModelInX(MODELS["tolls"]().problem())
+    x = np.array([3.0, 1.0])
+    for oracle in (Penalty(model, 4.0, tol=1e-10), Response(model, 4.0, tol=1e-10)):
+        assert oracle.value(x) == pytest.approx(oracle(x).value, rel=1e-12)

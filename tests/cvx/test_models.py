@@ -111,12 +111,12 @@ def test_norm_and_maximum_have_their_derivatives() -> None:
 
 def test_active_set_answers_equal_the_interior_points() -> None:
     """A sparse QP large enough for the warm active-set path, at moved parameters, against a cold program."""
-    problem = Chain(400).problem()
+    problem = Chain(250).problem()
     x = np.zeros(5)
     problem.lower(x)
     for scale in (1e-3, 1e-2, 0.3, -0.4):
         x = x + scale
-        other = Chain(400).problem()
+        other = Chain(250).problem()
         other._compile_lower()[0].program._misses = _MISSES  # the interior-point method alone
         warm, cold = problem.lower(x), other.lower(x)
         assert warm.iterations <= _NEWTON_STEPS < cold.iterations
@@ -133,11 +133,11 @@ def test_active_set_answers_equal_the_interior_points() -> None:
 
 def test_penalised_answers_at_alternating_gammas_are_those_of_a_fresh_problem() -> None:
     """Objectives and factors are kept between solves: none is taken for another."""
-    kept = Chain(400).problem()
+    kept = Chain(250).problem()
     random = np.random.default_rng(0)
     for gamma in (1.0, 2.0, 1.0, 8.0, 2.0, 1.0):
         for x in (np.zeros(5), 1e-3 * random.normal(size=5), random.uniform(-1, 1, 5)):
-            found, fresh = (p.penalized(x, gamma) for p in (kept, Chain(400).problem()))
+            found, fresh = (p.penalized(x, gamma) for p in (kept, Chain(250).problem()))
             assert found.value == pytest.approx(fresh.value, rel=1e-10)
             assert found.y == pytest.approx(fresh.y, abs=1e-8)
             assert found.grad_x == pytest.approx(fresh.grad_x, abs=1e-7)

@@ -44,6 +44,23 @@ from blocc.sets import ConvexSet, Free
 Array = Any
 UserFunction = Callable[..., Any] | Function
 CONVEXITY_PROBES = 4
+USUAL = 1e4  # times or parts of one: slopes of f and g within are left in the user's units
+
+
+class _Divided:
+    """An objective in a unit of its own."""
+
+    def __init__(self, function: Differentiable, unit: float):
+        self.function, self.unit = function, unit
+
+    def value(self, x: Array, y: Array) -> Array:
+        return self.function.value(x, y) / self.unit
+
+    def pullback(self, x: Array, y: Array) -> tuple[Array, ...]:
+        return tuple(part / self.unit for part in self.function.pullback(x, y))
+
+    def pullback_y(self, x: Array, y: Array) -> Array:
+        return self.function.pullback_y(x, y) / self.unit
 
 
 class FunctionalModel:
@@ -101,8 +118,9 @@ class FunctionalModel:
         x0 = starting_point("x0", x0, None)
         y0 = starting_point("y0", y0, x0)
         self.x_shape = tuple(x0.shape)
-        self.f = Differentiable("f", f, data, scalar=True, engine=engine)
-        self.g = Differentiable("g", g, data, scalar=True, engine=engine)
+        self.f: Any = Differentiable("f", f, data, scalar=True, engine=engine)
+        self.g: Any = Differentiable("g", g, data, scalar=True, engine=engine)
+        self.units = 1.0, 1.0  # of f and g
         self.lower_constraints = {
             name: Differentiable(name, function, data, scalar=False, engine=engine)
             for name, function in (("c", c), ("h", h))
@@ -221,6 +239,27 @@ class FunctionalModel:
                         else f"{name} is not convex in y: between two points near y0 it rises above its chord. "
                         "Check its sign (a constraint is c(x, y) <= 0), or bound y to where it is convex"
                     )
+
+    def choose_units(self, x: Array) -> None:
+        """Divide f and g by their steepest slopes around x and y0 where these are far from one.
+
+        gamma weighs one against the other, and tolerances are relative to one and the objective: both would mean
+        something else in every unit.
+        """
+        found = []
+        for function in (self.f, self.g):
+            size = 0.0
+            for y in (self.y0, *next(self._pairs())):
+                slopes = zip(function.pullback(x, y), (x, y), strict=True)
+                for slope, point in list(slopes)[function is self.g :]:
+                    xp = namespace(point)
+                    steep = float(xp.max(xp.abs(slope)) * (1.0 + xp.max(xp.abs(point))))
+                    size = max(size, steep if math.isfinite(steep) else 0.0)
+            usual = size == 0.0 or 1.0 / USUAL <= size <= USUAL
+            found.append(1.0 if usual else 2.0 ** round(math.log2(size)))
+        self.units = found[0], found[1]
+        if self.units != (1.0, 1.0):
+            self.f, self.g = _Divided(self.f, found[0]), _Divided(self.g, found[1])
 
     def upper(self, x: Array, y: Array) -> float:
         """f(x, y)."""
@@ -524,6 +563,10 @@ def minimize(
     model = FunctionalModel(
         f, g, c, x0, y0, h=h, G=G, x_set=x_set, y_set=y_set, data=data, engine=engine
     )
+    progress = Progress(verbose, callback)
+    if gamma is None:
+        model.choose_units(model.x_set.project(x0))
+        progress.sense, progress.weight = model.units[0], model.units[0] / model.units[1]
     try:
         result = homotopy.solve(
             model,
@@ -532,22 +575,36 @@ def minimize(
             method=method,
             tol=tol,
             max_iterations=max_iterations,
-            progress=Progress(verbose, callback),
+            progress=progress,
             on_failure=on_failure,
             checkpoint=checkpoint,
             resume=resume,
         )
     except (SolveError, SolveInterrupted) as error:
         if error.result is not None:
-            error.result = _lent(error.result, engine)
+            error.result = _returned(error.result, model.units, engine)
         raise
-    return _lent(result, engine)
+    return _returned(result, model.units, engine)
 
 
-def _lent(result: Result, engine: Engine) -> Result:
-    """The result with arrays of the functions' library."""
-    duals = {name: engine.lend(dual) for name, dual in result.duals.items()}
-    return replace(result, x=engine.lend(result.x), y=engine.lend(result.y), duals=duals)
+def _returned(result: Result, units: tuple[float, float], engine: Engine) -> Result:
+    """The result in the user's units, with arrays of the functions' library."""
+    f, g = units
+    certificate = replace(
+        result.certificate,
+        gamma=result.certificate.gamma * f / g,
+        response_objective=result.certificate.response_objective * f,
+        penalized_objective=result.certificate.penalized_objective * f,
+    )
+    return replace(
+        result,
+        x=engine.lend(result.x),
+        y=engine.lend(result.y),
+        objective=result.objective * f,
+        lower_objective=result.lower_objective * g,
+        duals={name: engine.lend(dual * g) for name, dual in result.duals.items()},
+        certificate=certificate,
+    )
 
 
 def _not_finite(data: Any, name: str = "data") -> str | None:

@@ -50,8 +50,10 @@ class Progress:
         self.started = time.perf_counter()
         self.timings: dict[str, float] = {}
         self._offset = 0.0
-        #: -1 where the user maximises: records and prints are in the user's sense.
+        #: What objectives are multiplied by in records and prints: -1 where the user maximises, the unit that f is in.
         self.sense = 1.0
+        #: The same for gamma.
+        self.weight = 1.0
 
     @property
     def seconds(self) -> float:
@@ -73,6 +75,8 @@ class Progress:
         """Record one outer iteration."""
         for name in ("penalized", "response"):
             values[name] *= self.sense
+        values["penalty"] *= abs(self.sense)
+        values["gamma"] *= self.weight
         record: Record = {"iteration": len(self.records), **values, "seconds": self.seconds}
         self.records.append(record)
         if self.verbose:

@@ -11,7 +11,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -56,6 +56,7 @@ PROBES = 20
 PROBE_ROUNDS = 3
 STAGE_STEPS = 30
 COLD_ROUNDS, COLD_STEPS = 8, 30
+NEAR = 100.0  # tolerances by which the last penalty may miss the true value without a doubt about its gradient
 POLISH_AT = 1e-3  # relative penalty below which extrapolated hypergradients are accurate (error about its square)
 
 
@@ -448,7 +449,7 @@ class Homotopy:
                     1e2,
                 ):  # of what stages ask for, as far as this x allows
                     try:
-                        return certify(
+                        found = certify(
                             self.model,
                             candidate.x + inward * (state.interior - candidate.x),
                             candidate.gamma,
@@ -458,6 +459,11 @@ class Homotopy:
                             tol=self.tol,
                             saddle_tol=max(loosened * self.floor, 1e-13),
                         )
+                        # a convex-concave step is judged by what its own majorant promises
+                        own = self.fixed_gamma is not None or isinstance(
+                            self.model, HasConvexConcaveStep
+                        )
+                        return found if own else _of_the_program(found, self.tol)
                     except LowerNotSolvedError as error:
                         failure: LowerLevelError = error
                     except LowerLevelError as error:
@@ -610,6 +616,7 @@ class Homotopy:
             "tol": self.tol,
             "fixed_gamma": self.fixed_gamma,
             "model": type(self.model).__name__,
+            "units": list(getattr(self.model, "units", (1.0, 1.0))),
         }
 
     def _load(self, path: str | os.PathLike[str], x0: Array | None) -> _State:
@@ -671,6 +678,17 @@ class Homotopy:
             relaxed_x=array("relaxed_x"),
             **meta["state"],
         )
+
+
+def _of_the_program(found: Certified, tol: float) -> Certified:
+    """What is stationary for a penalty that is far from the true upper value counts for no more than it is near."""
+    certificate = found.certificate
+    if math.isinf(certificate.gamma):  # extrapolated: of the true value
+        return found
+    left = abs(found.objective - certificate.penalized_objective) / (1.0 + abs(found.objective))
+    if left <= max(NEAR * tol, certificate.stationarity):
+        return found
+    return replace(found, certificate=replace(certificate, stationarity=left))
 
 
 def _left(here: Evaluation, tol: float) -> float:

@@ -240,11 +240,15 @@ def certify(
 def response_descent(model: Model, x: Array, objective: float, tol: float) -> float:
     """Largest relative fall of the true upper value near x, where a tenth of the move bears it out.
 
-    Moves are a thousandth of the size of x, along the axes and in random directions; each costs a lower-level solve.
+    Moves are a thousandth of the size of x, or of an entry's own range where that is smaller, along the axes and in
+    random directions; each costs a lower-level solve.
     """
     xp = namespace(x)
     size, scale = math.prod(x.shape), 1.0 + abs(objective)
-    length = MOVE * (1.0 + float(xp.max(xp.abs(x))))
+    length = xp.zeros_like(x) + MOVE * (1.0 + xp.max(xp.abs(x)))
+    if isinstance(model.x_set, Box):
+        box = model.x_set.placed(x)
+        length = xp.minimum(length, MOVE * (box.upper - box.lower))
     axes = xp.eye(size, dtype=x.dtype, device=device_of(x))
     moves = [xp.reshape(sign * axes[k, :], x.shape) for k in range(size) for sign in (1.0, -1.0)]
     moves += [random_normal(x, seed) for seed in range(2 * size + 2)]
@@ -261,7 +265,7 @@ def response_descent(model: Model, x: Array, objective: float, tol: float) -> fl
 
     largest = 0.0
     for direction in moves:
-        move = length / float(xp.max(xp.abs(direction))) * direction
+        move = length * direction / xp.max(xp.abs(direction))
         far = fall(move)
         if far > largest and 0.03 * far < fall(0.1 * move) < 0.3 * far:  # a slope, and no jump
             largest = far

@@ -315,7 +315,18 @@ class FunctionalModel:
             tol = max(tol, 20.0 * precision(y))
             point = conic_saddle.solve(problem, y, duals, tol=tol, name=label)
             if point is None:
-                point = maxmin.solve(problem, y, duals, tol=tol, name=label, steps=steps)
+                patience = maxmin.MAX_ITERATIONS
+                if conic_saddle.fits(problem, y):
+                    patience = conic_saddle.PATIENCE
+                point = maxmin.solve(
+                    problem,
+                    y,
+                    duals,
+                    tol=tol,
+                    name=label,
+                    steps=steps,
+                    max_iterations=patience,
+                )
         except LowerInfeasibleError as error:
             if error.ray is not None:
                 error.normal = self._normal(x, *error.ray)
@@ -365,14 +376,21 @@ class FunctionalModel:
         """Lower-level residuals, recomputed from g, c, h."""
         return maxmin.residuals(self.saddle_problem(x, None), y, duals)
 
-    def restore(self, x: Array) -> Array:
-        """Nearby x where the lower level is feasible: least squares on the violated constraints, with a margin."""
+    def restore(self, x: Array, *, inside: float = 1e-2) -> Array:
+        """Nearby x where some y meets the constraints, G among them; least squares where that is no small program."""
         xp = namespace(x)
+        named = {**self.lower_constraints, **({"G": self.G} if self.G else {})}
+        for share in (1.0, 1e-2, 1e-4, 1e-7, 0.0):
+            found = conic_saddle.nearest(
+                named, x, self.y0, (self.x_set, self.y_set), inside=share * inside
+            )
+            if found is not None:
+                return found
         for margin in (1e-2, 1e-4, 0.0):
 
             def violation(x: Array, margin: float = margin) -> Evaluation:
                 def excess(y: Array) -> dict[str, Array]:
-                    values = {name: k.value(x, y) for name, k in self.lower_constraints.items()}
+                    values = {name: k.value(x, y) for name, k in named.items()}
                     return {
                         k: v if k == "h" else xp.maximum(v + margin, v * 0.0)
                         for k, v in values.items()
@@ -387,7 +405,7 @@ class FunctionalModel:
                 def gradient(y: Array) -> Array:
                     total = y * 0.0
                     for name, value in excess(y).items():
-                        total = total + self.lower_constraints[name].pullback_y(x, y, value)
+                        total = total + named[name].pullback_y(x, y, value)
                     return total
 
                 problem = SaddleProblem(objective, gradient, {}, self.y_set)
@@ -396,7 +414,7 @@ class FunctionalModel:
                 ).y
                 slope = x * 0.0
                 for name, value in excess(y).items():
-                    slope = slope + self.lower_constraints[name].pullback(x, y, value)[0]
+                    slope = slope + named[name].pullback(x, y, value)[0]
                 value = float(objective(y))
                 saddle = Saddle(y, {}, value, slope, 0.0, 0.0, 0)
                 return Evaluation(x, 0.0, value, slope, saddle, saddle, value, 0.0)
@@ -412,9 +430,7 @@ class FunctionalModel:
                 return here.x
         worst = {
             name: float(xp.max(xp.abs(value) if name == "h" else value))
-            for name, value in (
-                (n, k.value(here.x, here.lower.y)) for n, k in self.lower_constraints.items()
-            )
+            for name, value in ((n, k.value(here.x, here.lower.y)) for n, k in named.items())
         }
         name = max(worst, key=lambda key: worst[key])
         raise LowerInfeasibleError(

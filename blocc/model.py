@@ -212,8 +212,11 @@ class HasImprovement(Protocol):
 class CanRestore(Protocol):
     """Optional capability: find an upper point near x where the lower level has an answer."""
 
-    def restore(self, x: Array) -> Array:
-        """Return such a point, or raise LowerInfeasibleError naming the constraint that cannot be met."""
+    def restore(self, x: Array, *, inside: float = 1e-2) -> Array:
+        """Return such a point, or raise LowerInfeasibleError naming the constraint that cannot be met.
+
+        ``inside`` is how far from the domain's edge it lies at most, relative to the size of x.
+        """
         ...
 
 

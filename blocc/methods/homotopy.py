@@ -7,6 +7,7 @@ large gamma from a cold start stalls, design section 2), until what the penalise
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import warnings
@@ -21,6 +22,7 @@ from blocc.errors import (
     RUNAWAY,
     CorruptFileError,
     InvalidInputError,
+    LowerInfeasibleError,
     LowerLevelError,
     LowerNotSolvedError,
     NotWrittenError,
@@ -51,6 +53,10 @@ Method = Literal["auto", "convex_concave", "lbfgsb", "spectral"]
 METHODS = ("auto", "convex_concave", "lbfgsb", "spectral")
 OnFailure = Literal["raise", "return"]
 CHECKPOINT = "blocc-checkpoint-2"
+_OUTSIDE = (
+    "the steps left the x at which the lower level has an answer, by less than their tolerances show, and found no way "
+    "back ({}). Where few x have one, write the model in CVXPY: its method keeps the constraints"
+)
 MODEL = ("x_set", "upper", "upper_violation", "lower", "penalized", "residuals")
 PROBES = 20
 PROBE_ROUNDS = 3
@@ -75,6 +81,7 @@ class _State:
     relaxed_x: Array | None = None
     best_x: Array | None = None
     best_response: float = math.inf
+    restored: bool = False  # whether x had to be moved to where upper constraints on y can be met
     relative: float = (
         math.inf
     )  # how far the last stage's F_gamma was from the true value: sets how exact the next is
@@ -278,9 +285,13 @@ class Homotopy:
             penalty = Penalty(self.model, gamma, tol=max(accuracy, 1e-13), warm=self.warm)
             try:
                 here = self._minimize(state, penalty, self.method, stage_tol)
-            except LowerLevelError:
+            except LowerLevelError as error:
+                if isinstance(error, LowerInfeasibleError) and self._into_domain(state):
+                    continue
                 # f weighs so much that f + gamma g is not solved here: a larger gamma is closer to the lower level
                 if last or gamma * self.schedule.factor > self.schedule.limit:
+                    if isinstance(error, LowerInfeasibleError) and state.restored:
+                        raise LowerNotSolvedError(_OUTSIDE.format(error)) from error
                     raise
                 state.gamma = gamma * self.schedule.factor
                 continue
@@ -311,6 +322,16 @@ class Homotopy:
                 warnings.warn(
                     f"{error}. The solve goes on; the last checkpoint stays", stacklevel=2
                 )
+
+    def _into_domain(self, state: _State) -> bool:
+        """Move x to where the penalised problem has a feasible point; False where it was moved before, or cannot be."""
+        if state.restored or not isinstance(self.model, CanRestore):
+            return False
+        state.restored = True
+        with self.progress.timed("restoration"):
+            state.x = state.interior = self.model.restore(state.x)
+        state.level = self._level(state.interior)
+        return True
 
     def _from_cold(
         self, state: _State, here: Evaluation, gamma: float, accuracy: float
@@ -436,10 +457,10 @@ class Homotopy:
         """Certificate of a candidate, at the tightest saddle points that the precision allows.
 
         A candidate at the edge of the lower level's domain can lie outside by less than its stage's tolerance: it is
-        moved towards the start, which is inside, as little as it takes.
+        moved inside, as little as it takes.
         """
         with self.progress.timed("certificate"):
-            for inward in (0.0, 1e-9, 1e-8, 1e-7, 1e-6, 1e-4, 1e-2):
+            for x in self._inside(candidate.x, state):
                 for loosened in (
                     1e-4,
                     1e-3,
@@ -451,7 +472,7 @@ class Homotopy:
                     try:
                         found = certify(
                             self.model,
-                            candidate.x + inward * (state.interior - candidate.x),
+                            x,
                             candidate.gamma,
                             anchor=candidate.anchor,
                             extrapolate=candidate.extrapolate,
@@ -469,7 +490,18 @@ class Homotopy:
                     except LowerLevelError as error:
                         failure = error
                         break
+            if isinstance(failure, LowerInfeasibleError):  # the start was inside
+                raise LowerNotSolvedError(_OUTSIDE.format(failure)) from failure
             raise failure
+
+    def _inside(self, x: Array, state: _State) -> Iterator[Array]:
+        """x, the nearest point of the lower level's domain, and points towards the start, which is inside."""
+        yield x
+        if isinstance(self.model, CanRestore):
+            with contextlib.suppress(LowerLevelError):
+                yield self.model.restore(x, inside=1e-9)
+        for inward in (1e-9, 1e-8, 1e-7, 1e-6, 1e-4, 1e-2):
+            yield x + inward * (state.interior - x)
 
     def _certified(self, stages: _State, state: _State) -> list[Certified]:
         """Certify what the stages find; raises only where that succeeds for none."""

@@ -268,3 +268,22 @@ def test_a_start_that_earns_more_than_where_the_stages_end_is_followed_as_well()
         options={"xatol": 1e-12},
     ).fun
     assert result.objective == pytest.approx(-best, rel=1e-6)
+
+
+@pytest.mark.parametrize(("f", "g"), [(1e6, 1e-6), (1e-6, 1e6), (1e-7, 1e-7)])
+def test_the_units_of_f_and_g_change_neither_x_nor_what_is_reported_in_them(f, g):
+    """min |x - (1, 3)|^2 + |y|^2, y = argmin |y - x|^2 with y <= x / 2: y = x / 2, so x = (0.8, 2) on the box."""
+    result = blocc.minimize(
+        lambda x, y, d: f * (((x - np.array([1.0, 3.0])) ** 2).sum() + (y**2).sum()),
+        lambda x, y, d: g * ((y - x) ** 2).sum(),
+        lambda x, y, d: y - 0.5 * x,
+        x0=np.zeros(2),
+        y0=np.zeros(2),
+        x_set=blocc.Box(-1.0, 2.0),
+    )
+    np.testing.assert_allclose(result.x, [0.8, 2.0], atol=1e-5)
+    assert result.objective == pytest.approx(f * (0.04 + 1.0 + 0.16 + 1.0), rel=1e-5)
+    assert result.lower_objective == pytest.approx(g * (0.16 + 1.0), rel=1e-5)
+    np.testing.assert_allclose(result.duals["c"], g * result.x, rtol=1e-4)
+    assert result.certificate.response_objective == pytest.approx(result.objective, rel=1e-5)
+    assert result.records[-1]["response"] == pytest.approx(result.objective, rel=1e-4)

@@ -11,6 +11,7 @@ import pytest
 import blocc
 from blocc import conic_saddle
 from blocc.errors import LowerInfeasibleError
+from blocc.gradients import Differentiable
 from blocc.maxmin import Constraint, SaddleProblem, kkt_residual
 from blocc.sets import Ball, Box, Free
 
@@ -118,3 +119,36 @@ def test_both_ways_give_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None
     first_order = run()
     assert small.x == pytest.approx(first_order.x, abs=1e-5)
     assert small.objective == pytest.approx(first_order.objective, rel=1e-6)
+
+
+def test_the_nearest_point_of_the_domain_agrees_with_clarabel() -> None:
+    """The point next to x0 at which ``A x + B y <= b`` has a solution y in the box."""
+    random = np.random.default_rng(3)
+    A, B = random.standard_normal((6, 2)), random.standard_normal((6, 3))
+    b = A @ np.array([2.0, -1.0]) + B @ random.uniform(-1, 1, 3)
+    row = Differentiable(
+        "c",
+        blocc.Function(lambda x, y, d: A @ x + B @ y - b, lambda x, y, w, d: (A.T @ w, B.T @ w)),
+        None,
+        scalar=False,
+    )
+    x0, sets = np.array([-3.0, 4.0]), (Box(-5.0, 5.0), Box(-1.0, 1.0))
+    found = conic_saddle.nearest({"c": row}, x0, np.zeros(3), sets, inside=0.0)
+    x, y = cp.Variable(2, bounds=[-5, 5]), cp.Variable(3, bounds=[-1, 1])
+    cp.Problem(cp.Minimize(cp.sum_squares(x - x0)), [A @ x + B @ y <= b]).solve(solver="CLARABEL")
+    assert np.abs(x.value - x0).max() > 0.1  # it has to move
+    np.testing.assert_allclose(found, x.value, atol=1e-4)  # y's weight of 1e-6 is beside x's
+
+
+def test_the_nearest_point_of_an_empty_domain_is_none() -> None:
+    row = Differentiable(
+        "c",
+        blocc.Function(
+            lambda x, y, d: np.concatenate([y - x, x - y + 1.0]),
+            lambda x, y, w, d: (w[1:] - w[:1], w[:1] - w[1:]),
+        ),
+        None,
+        scalar=False,
+    )
+    sets = Box(-5.0, 5.0), Box(-5.0, 5.0)
+    assert conic_saddle.nearest({"c": row}, np.ones(1), np.ones(1), sets, inside=0.0) is None

@@ -50,6 +50,27 @@ def test_a_ridge_is_not_called_stationary_in_functional_form():
     assert trial.attempt(programs.program(152), "functional", 120.0).false is None
 
 
+@pytest.mark.parametrize(
+    ("seed", "what"),
+    [
+        (278, "f a trillion times steeper than g: the last gamma is far from the true response"),
+        pytest.param(
+            *(550, "x in units a thousand apart: descent along the short ones"),
+            marks=pytest.mark.slow,
+        ),
+        (559, "G cannot be met at the start"),
+        (530, "a row twice: steps left the domain by less than their tolerance"),
+        (504, "rows in units a million apart: the restoration has to see all of them"),
+    ],
+    ids=lambda value: str(value).split(":")[0],
+)
+def test_no_false_claim_in_functional_form_where(seed, what):
+    """Each made one: called stationary where there was descent, or infeasible where it is not."""
+    outcome = trial.attempt(programs.program(seed), "functional", 120.0)
+    assert outcome.false is None, (what, outcome)
+    assert outcome.word in ("STATIONARY", "FEASIBLE"), (what, outcome)
+
+
 # ---- the oracle itself: it must be able to say no ---------------------------------------------------------------
 
 

@@ -301,6 +301,10 @@ class ConicProgram:
             active = following
         return None
 
+    def forget_factors(self) -> None:
+        """Free the memory of factors kept for the next solve."""
+        self._factors.clear()
+
     def _factor(self, P: Any, A: Any, active: Any) -> tuple[Any, Callable[[Vector], Vector]]:
         """KKT matrix of the active rows, and what solves with it nearly; factors of the last few are kept."""
         data = (self.P_data, self.A_data, active)

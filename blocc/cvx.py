@@ -1692,6 +1692,7 @@ class _Relaxed:
             )
             self._program = ConicProgram(copied, plain, [])
         answer = self._program.solve(tol)
+        self._program.forget_factors()  # the next solve has other data
         return self._program.primal(answer), answer.value - answer.gap * (1.0 + abs(answer.value))
 
 

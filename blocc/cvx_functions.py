@@ -855,19 +855,21 @@ class Functions:
         Rows before the first one asked for may be left out. The arrays are shared between calls: copy before writing.
         """
         point, known = v.tobytes(), self._known
+        first = first if self._general and self._general[0][0].start < first else 0
         if known is None or known.point != point:
             known = _Known(point, self.size, *self._polynomials(v))
-        missing = [part for part in self._general if first <= part[0].start < known.first]
-        if missing:
+        if known.first > first:
             value, jacobian = known.value, known.jacobian
             dense = isinstance(jacobian, np.ndarray)
-            jacobian = jacobian if dense else jacobian.tolil()
+            jacobian = jacobian if dense or not self._general else jacobian.tolil()
             with np.errstate(all="ignore"):
-                for rows, node in missing:
-                    value[rows], local = node.value_jacobian(v)
-                    jacobian[rows] = _dense(local) if dense else local
-            known = known._replace(jacobian=jacobian if dense else jacobian.tocsr())
-        self._known = known._replace(first=min(first, known.first))
+                for rows, node in self._general:
+                    if first <= rows.start < known.first:
+                        value[rows], local = node.value_jacobian(v)
+                        jacobian[rows] = _dense(local) if dense else local
+            if not dense and self._general:
+                jacobian = jacobian.tocsr()
+            known = self._known = _Known(point, first, value, jacobian)
         return known.value, known.jacobian
 
     def _polynomials(self, v: Vector) -> tuple[Vector, Any]:

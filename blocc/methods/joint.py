@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import scipy.sparse as sparse
-from scipy.linalg.lapack import dgesdd, dsyevd
+from scipy.linalg.lapack import dgesdd, dgesv, dsyevd
 
 from blocc.conic_dense import INFINITE, Vector, solve_dense_qp
 from blocc.errors import (
@@ -531,8 +531,8 @@ class _TrustRegion:
         A step does not leave strongly active rows, so only the curvature along them counts:
         ``g - v`` may be convex there and nowhere else.
         """
-        hessian = self.merit.curvature(here, last.dual, last.equal)
         strong = 1e-6 * (1.0 + float(np.abs(here.gradient).max()))
+        hessian = self.merit.curvature(here, *self._multipliers(here, last, strong))
         scale = float(np.abs(hessian).max(initial=0.0))
         floor = 1e-8 * max(scale, 1e-3)
         # away from the bounds first, which takes no linear algebra, then along the rows
@@ -566,6 +566,25 @@ class _TrustRegion:
         bound = np.flatnonzero(np.abs(last.bound) > strong)
         total[bound, bound] = max(scale, floor)
         return total
+
+    def _multipliers(self, here: _Iterate, last: _Step, strong: float) -> tuple[Vector, Vector]:
+        """Multipliers of inequalities and equalities at a point: by least squares on the last step's active ones.
+
+        Those of the last step belong to where it began, and what they miss in curvature counts gamma times.
+        """
+        active, free = np.flatnonzero(last.dual > strong), np.abs(last.bound) <= strong
+        rows = _dense(here.data.equality_jacobian)
+        if len(active):
+            rows = np.concatenate([_dense(here.data.inequality_jacobian)[active], rows])
+        if not len(rows):
+            return last.dual, last.equal
+        rows = rows[:, free]
+        _, _, found, flaw = dgesv(rows @ rows.T, -(rows @ here.gradient[free]))
+        if flaw or not (found[: len(active)] > 0).all() or not np.isfinite(found).all():
+            return last.dual, last.equal
+        dual = last.dual.copy()
+        dual[active] = found[: len(active)]
+        return dual, found[len(active) :]
 
     def _step(
         self, here: _Iterate, hessian: Vector, cuts: Sequence[tuple[float, Vector]]

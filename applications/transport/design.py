@@ -23,8 +23,8 @@ from blocc.result import Result, Status
 from . import arc_flow, output
 from .model import TransitModel
 from .network import Network
-from .prices import answer
-from .search import LARGE, Found, round_to_modules, search
+from .prices import answer, trimmed
+from .search import LARGE, LAST, Found, critical, round_to_modules, search
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 LowerSolver = Literal["paths", "maxmin"]
@@ -337,15 +337,14 @@ def design(
                 resume=resume,
             )
         # The climbs have been through the small gammas: only the last is left, and its certificate.
-        model.schedule = Schedule(
-            start=TransitModel.schedule.limit, limit=TransitModel.schedule.limit
-        )
+        gamma = _last_gamma(model)
+        model.schedule = Schedule(start=gamma, limit=gamma)
         if found.interrupted:
             result = _exactly(model, found.capacity(model), tol, Status.INTERRUPTED, progress)
         elif not model.limited and len(network.trips) > LARGE:
             # the closing solve, hundreds of lower solves, would take hours
             result = _by_prices(model, found, tol, progress)
-            if on_failure == "raise":
+            if on_failure == "raise" and not result.success:
                 raise SolveError(
                     f"{result.message}. The answer is in this exception's result", result
                 )
@@ -450,27 +449,41 @@ def _modules(network: Network, module: Any) -> Floats:
 
 
 def _by_prices(model: TransitModel, found: Found, tol: float, progress: Progress) -> Result:
-    """The search's design with the passengers' answer that its prices prove; stationarity is not looked at."""
+    """The search's design, with what link prices prove of it and of the critical point near it: no cold solves."""
+    with progress.timed("critical point"):
+        point = critical(model, found.state)
     with progress.timed("certificate"):
-        capacity = found.capacity(model)
-        lower = model.lower(capacity, tol=tol, warm=answer(model, found.state))
+        gap, stationarity, penalized = point.residuals(model)
+        # both earn no less than the critical point: it has capacity that nobody uses
+        starts = answer(model, found.state), point.answer()
+        _, capacity, warm = max(
+            ((*trimmed(model, start), start) for start in starts), key=lambda design: design[0]
+        )
+        lower = model.lower(capacity, tol=tol, warm=warm)
         proven = model.residuals(capacity, lower.y, lower.duals)
         objective, bound = model.upper(capacity, lower.y), model.relaxation(tol=tol).bound
+    moved = np.max(np.abs(capacity - point.capacity)) / (1.0 + np.max(point.capacity))
     certificate = Certificate(
         lower_gap=proven.gap,
         violation=proven.violation,
         dual_infeasibility=proven.dual_infeasibility,
         complementarity=proven.complementarity,
-        stationarity=np.inf,
-        gamma=np.inf,
+        stationarity=max(gap, stationarity),
+        gamma=point.gamma,
+        moved=float(moved),
         response_objective=objective,
         response_violation=0.0,
-        penalized_objective=objective,
+        penalized_objective=penalized,
         bound=bound,
         bound_gap=None if bound is None else (objective - bound) / (1.0 + abs(objective)),
     )
-    solved = certificate.lower_ok(tol)
-    status = Status.FEASIBLE if solved else Status.LOWER_NOT_SOLVED
+    if not certificate.lower_ok(tol):
+        status = Status.LOWER_NOT_SOLVED
+    else:
+        status = Status.IMPROVED if certificate.ok(tol) else Status.FEASIBLE
+    message = status.value
+    if status is Status.FEASIBLE:
+        message += f" (residual {certificate.stationarity:.1e})"
     progress.timings["total"] = progress.seconds
     return Result(
         x=capacity,
@@ -483,8 +496,13 @@ def _by_prices(model: TransitModel, found: Found, tol: float, progress: Progress
         certificate=certificate,
         records=tuple(progress.records),
         timings=dict(progress.timings),
-        message=f"{status.value} (stationarity is not tested on networks of more than {LARGE:,} pairs)",
+        message=message,
     )
+
+
+def _last_gamma(model: TransitModel) -> float:
+    """Gamma of the closing solve and of what is said of stationarity."""
+    return model.schedule.limit if model.limited else LAST[-1].gamma
 
 
 def _exactly(
@@ -492,9 +510,14 @@ def _exactly(
 ) -> Result:
     """A result at given capacities, everything said of them computed anew; None: the status that holds there."""
     bound = model.relaxation(tol=tol).bound
-    gamma = TransitModel.schedule.limit
     exact = certify(
-        model, capacity, gamma, extrapolate=False, bound=bound, tol=tol, saddle_tol=1e-10
+        model,
+        capacity,
+        _last_gamma(model),
+        extrapolate=False,
+        bound=bound,
+        tol=tol,
+        saddle_tol=1e-10,
     )
     certificate = exact.certificate
     if not certificate.lower_ok(tol):

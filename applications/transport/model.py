@@ -285,10 +285,6 @@ class TransitModel:
         projected: Array = self.x_set.project(below + np.clip(part, 0.0, 1.0) * (above - below))
         return projected
 
-    def unlimited_step(self, gamma: float, price: Array) -> Array:
-        """The convex-concave step without limits, from link prices: the flows that nothing but costs restrains."""
-        return self._restrained(gamma, price + self.network.capacity_cost / gamma)
-
     def _restrained(self, gamma: float, extra: Array) -> Array:
         network, paths = self.network, self.paths
         utility = network.alternative_time + network.revenue / gamma

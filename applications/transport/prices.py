@@ -11,14 +11,23 @@ under d + p: any prices, with capacities equal to the flows that they make, are 
 answer to it.
 
 Each D has kinks, where two paths of a pair are equally long. ``-gauge log`` of every path flow and of every price
-smooths both in the same way, so that their difference stays right; damped Newton steps then follow a falling gauge.
-Paths are generated on the way. A step costs two evaluations of the barrier function and one factorisation, where a
-convex-concave step needs the passengers' problem solved.
+smooths both in the same way, so that their difference stays right. Newton steps find a minimum at a large gauge and
+follow it as the gauge falls, to where both passengers' problems, with and without the operator's money, are solved and
+agree in their capacities: a critical point of F_gamma. Three things make that work:
+
+* the curvature takes path flows from a primal-dual estimate (Conn, Gould and Toint 2000), not from the barrier, whose
+  own quadratic model holds only as far as the gauge is wide;
+* the barrier's weights do not change within a climb, and no path that was generated is dropped: the function that the
+  steps minimise stays the same one;
+* where the curvature is not positive definite, part of the concave D's is left out, as little as will do.
+
+A step costs two evaluations of the barrier function and a factorisation, where a convex-concave step needs the
+passengers' problem solved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,12 +36,15 @@ from scipy.special import expit
 
 from blocc.applications.transport.model import TransitModel
 from blocc.applications.transport.paths import (
+    CUTOFF,
     _assemble,
     _barrier,
     _grouped,
     _known_paths,
-    _path_minima,
+    _pair_solve,
     _path_sums,
+    _row_sums,
+    _shrunk,
     _subset,
     _to_boundary,
 )
@@ -47,21 +59,20 @@ class Stage(NamedTuple):
     gamma: float
     gauge: float
     steps: int
-    settled: (
-        float  # gamma times the decrease that a step promises, relative, at which the stage ends
-    )
+    settled: float  # part of the barrier's own size at which the decrease that a step promises ends the stage
 
 
 FIRST_PRICE = 0.3  # of every link, in units of the passengers' logits
-SPARE = 1e-4  # capacity that every link has in addition, in typical trips: bounds the prices of empty links
+# Capacity that every link has in addition, in typical trips: bounds the prices of empty links. Less below the gauge.
+SPARE, SPARE_GAUGE = 1e-4, 1e-5
 TIE = 1e-7  # of the capacity cost, added to prices: among equally long paths the operator chooses
 LEAST = 1e-6  # price at which a step starts at least
-DAMPING = 0.1, 1.0  # part of the second D's curvature that a step leaves out, least and most
-KEPT, PRUNED = (
-    1e-3,
-    2.0,
-)  # part of a pair's trips that keeps a path; paths per pair at which others go
-HALVINGS = 8
+DAMPING = 1e-3  # least part of the concave curvature that is left out, where any is
+RATIO = 1e6  # how far a primal-dual estimate may be from the barrier's own value
+HALVINGS, DOUBLINGS = 12, 4  # of a step
+NEW = 1e-4  # part of the paths that may still be new where a stage ends
+TIGHT = 1e-8  # capacity left above the flow, relative: what there is of it, the passengers gain
+TRACE = 1e-6  # part of a pair's trips below which a path has only the barrier's trace of a flow
 PART, SIZE = 0.15, 0.3  # of the prices that a perturbation changes, and by how much
 CLOSED, CLOSING = (
     0.05,
@@ -94,6 +105,19 @@ def answer(model: TransitModel, price: Array) -> dict[str, Array]:
         "path_flow": trips,
         "price": own,
     }
+
+
+def trimmed(model: TransitModel, start: Mapping[str, Array]) -> tuple[float, Array]:
+    """Profit and capacities of the design that gives an answer's flows what they need, and hardly more."""
+    network, flow = model.network, start["path_flow"]
+    load = np.bincount(
+        start["path_links"],
+        np.repeat(flow, np.diff(start["path_start"])),
+        minlength=model.paths.links,
+    )
+    capacity = (1.0 + TIGHT) * load
+    earned = network.revenue[start["path_pair"]] @ flow
+    return float(earned - network.capacity_cost @ capacity), capacity
 
 
 def _own(model: TransitModel, price: Array) -> Array:
@@ -129,173 +153,333 @@ def climb(
         Called with profit and prices after every step.
     """
     best = (loading(model, price)[0], price)
-    for here in way(model, price, stages):
-        profit = loading(model, here)[0]
-        if report is not None:
-            report(profit, here)
-        if profit > best[0]:
-            best = (profit, here)
-    return best
-
-
-def way(model: TransitModel, price: Array, stages: tuple[Stage, ...]) -> Iterator[Array]:
-    """Prices after every step of a climb."""
-    smooth = _Smooth(model)
+    smooth = Smooth(model, price)
     for stage in stages:
-        here = price
-        for here in smooth.steps(price, stage):
-            yield here
-        price = here
+        for here in smooth.steps(stage):
+            profit = loading(model, here)[0]
+            if report is not None:
+                report(profit, here)
+            if profit > best[0]:
+                best = (profit, here)
+    return best
 
 
 class _Point(NamedTuple):
     """Psi / gamma, smoothed, at some prices: value, then flow, logit and load of the two D."""
 
     value: float
+    flow: tuple[Array, Array]
+    margin: tuple[Array, Array]
+    load: tuple[Array, Array]
+
+
+class Critical(NamedTuple):
+    """A critical point of F_gamma, with what proves it.
+
+    Attributes
+    ----------
+    gamma : float
+    capacity : array, (links,)
+    price : array, (links,)
+    paths : PathList
+    flow, costly_flow : array, (paths,)
+        The passengers' answer without and with the operator's money: to the prices, the latter with k / gamma added.
+    """
+
+    gamma: float
+    capacity: Array
+    price: Array
+    paths: PathList
     flow: Array
-    margin: Array
-    load: Array
     costly_flow: Array
-    costly_margin: Array
-    costly_load: Array
+
+    def answer(self) -> dict[str, Array]:
+        """The passengers' answer as a warm start, as that of :func:`answer`."""
+        used = self.flow > 0
+        pair, start, links = _subset(*self.paths, used)
+        return {
+            "path_pair": pair,
+            "path_start": start,
+            "path_links": links,
+            "path_flow": self.flow[used],
+            "price": self.price,
+        }
+
+    def residuals(self, model: TransitModel) -> tuple[float, float, float]:
+        """Upper bounds on the lower level's relative gap and on the stationarity, by weak duality alone; F_gamma.
+
+        Both answers are shrunk into the capacities, and the prices bound both optimal values from below. Where the
+        prices are optimal for the lower level to within the gap, F_gamma's convex majorant at them promises no larger
+        decrease than the second answer's gap, relative, times gamma, as in
+        :func:`blocc.certificate.predicted_decrease`.
+        """
+        network, paths, gamma = model.network, model.paths, self.gamma
+
+        def gap(flow: Array, utility: Array, price: Array) -> tuple[float, float]:
+            _, load, carried = _shrunk(*self.paths, flow, self.capacity, network.trips)
+            idle = expit(utility)  # a pair without trips counts nothing
+            share = np.divide(carried, network.trips, out=idle, where=network.trips > 0)
+            value = paths.objective(load, share, utility)
+            return value, value - paths.dual_value(price, self.capacity, utility)
+
+        extra = 1.0 / gamma
+        lower, below = gap(self.flow, network.alternative_time, self.price)
+        utility = network.alternative_time + extra * network.revenue
+        penalized, promised = gap(
+            self.costly_flow, utility, self.price + extra * network.capacity_cost
+        )
+        value = float(network.capacity_cost @ self.capacity - network.trips @ network.revenue)
+        value += gamma * (penalized - lower)
+        stationarity = max(1.0, gamma) * gamma * max(0.0, promised) / (1.0 + abs(value))
+        return max(0.0, below) / (1.0 + abs(lower)), stationarity, value
 
 
-class _Smooth:
-    """Smoothed Psi on the paths generated so far."""
+class Smooth:
+    """Smoothed Psi on the paths generated so far, and the prices that its steps have reached.
 
-    def __init__(self, model: TransitModel) -> None:
+    Every pair of arrays is that of D(p; u), then that of D(p + k / gamma; u + r / gamma).
+
+    Parameters
+    ----------
+    model : TransitModel
+        Without limits on the capacities.
+    price : array, (links,)
+        Nonnegative.
+    """
+
+    def __init__(self, model: TransitModel, price: Array) -> None:
         self.model, self.network, self.paths = model, model.network, model.paths
         trips = self.network.trips
         self.typical = float(np.sum(trips**2) / np.sum(trips))
+        self.price = np.maximum(price, LEAST)
+        self.rows = np.arange(self.paths.links)
+        # of every link about what it may carry: a design's own flows would weigh its empty links too little
+        size = loading(model, first_prices(model))[1] + SPARE * self.typical
+        self.row_room = np.sqrt(self.typical * size)
         self.known: PathList | None = None
-        self.damping = DAMPING[0]
+        self.estimate: tuple[Array, Array, Array] | None = None  # of both flows, and of the slack
+        self.damping = 0.0
 
-    def steps(self, price: Array, stage: Stage) -> Iterator[Array]:
+    def steps(self, stage: Stage) -> Iterator[Array]:
         """Yield the prices after each Newton step."""
-        links = self.paths.links
-        capacity = None
+        self._enter(stage)
         for _ in range(stage.steps):
-            self._generate(price, stage.gamma)
-            if capacity is None:
-                capacity = loading(self.model, price)[1] + SPARE * self.typical
-            self._weigh(capacity, stage)
-            price = np.maximum(price, LEAST)
-            here = self._evaluate(price)
-            barrier = self.row_weight / price
-            gradient = here.load - here.costly_load - SPARE * self.typical + barrier
-            rows = np.arange(links)
-            convex = self._curvature(rows, here.flow, here.margin)
-            np.einsum("ii->i", convex)[:] += barrier / price
-            concave = self._curvature(rows, here.costly_flow, here.costly_margin)
-            least, most = DAMPING
-            while True:
-                factor, failed = dpotrf(convex - (1.0 - self.damping) * concave, lower=1)
-                if not failed or self.damping >= most:
-                    break
-                self.damping = min(2.0 * self.damping, most)
-            if failed:
+            added = self._generate()
+            decrement = self._step()
+            if decrement is None:  # rounding leaves no curvature
                 return
-            change = dpotrs(factor, gradient, lower=1)[0]
-            decrement = float(gradient @ change)
-            length, halved = min(1.0, 0.95 * _to_boundary(price, change)), 0
-            there = self._evaluate(price + length * change)
-            while not there.value <= here.value - 1e-4 * length * decrement and halved < HALVINGS:
-                length, halved = 0.4 * length, halved + 1
-                there = self._evaluate(price + length * change)
-            if not np.isfinite(there.value):
-                return
-            if halved:
-                self.damping = min(2.0 * self.damping, most)
-            elif length > 0.5:
-                self.damping = max(0.5 * self.damping, least)
-            price = price + length * change
-            capacity = there.costly_load + SPARE * self.typical
-            self._prune(there)
-            yield price
-            size = 1.0 + stage.gamma * abs(there.value)
-            if stage.gamma * decrement <= stage.settled * size:
+            yield self.price
+            assert self.known is not None
+            size = 2.0 * stage.gauge * float(np.sum(self.room))
+            if decrement <= stage.settled * size and added <= NEW * len(self.known[0]):
                 return
 
-    def _generate(self, price: Array, gamma: float) -> None:
-        """Add every pair's shortest path at both kinds of costs."""
-        network = self.network
-        cost = network.travel_time + price
-        for extra in (0.0, network.capacity_cost / gamma):
-            _, pair, start, links = self.paths.shortest_paths(cost + extra)
+    def critical(self) -> Critical:
+        """The critical point of F_gamma that the prices reached tell, without the barrier's traces.
+
+        Capacities that are no more than the barrier adds to every link are closed, where the point without them is
+        as good a critical point.
+        """
+        return min(
+            (self._critical(0.0), self._critical(SPARE * self.typical)),
+            key=lambda point: max(point.residuals(self.model)[:2]),
+        )
+
+    def _critical(self, least: float) -> Critical:
+        """With links of less capacity than the least closed."""
+        here = self._evaluate(self.price)
+        assert self.known is not None
+        _, start, links = self.known
+        count = np.diff(self.pair_start)
+        flow, costly = (
+            np.where(part > TRACE * self._by_pair(part), part, 0.0) for part in here.flow
+        )
+        closed = np.zeros(len(self.rows), dtype=bool)
+        while True:
+            load = _row_sums(start, links, self.rows, costly, len(self.rows))
+            small = ~closed & (load <= least)
+            if not np.any(small):
+                break
+            closed |= small
+            blocked = np.add.reduceat(closed[links], start[:-1]) > 0
+            flow, costly = np.where(blocked, 0.0, flow), np.where(blocked, 0.0, costly)
+        price = self._closing(closed)
+        flows = []
+        for part, utility, cost in zip(
+            (flow, costly), self.utility, self._costs(price), strict=True
+        ):
+            wanted = self.trips * expit(utility - self.paths.distances(cost)[self.pair])
+            whole = self._by_pair(part)
+            scaled = np.divide(
+                np.repeat(wanted, count) * part, whole, out=np.zeros(len(part)), where=whole > 0
+            )
+            flows.append(scaled)
+        load = _row_sums(start, links, self.rows, flows[1], len(self.rows))
+        return Critical(self.stage.gamma, load, price, self.known, flows[0], flows[1])
+
+    def _by_pair(self, flow: Array) -> Array:
+        """Sum over the pair's paths, for each path."""
+        return np.repeat(np.add.reduceat(flow, self.pair_start[:-1]), np.diff(self.pair_start))
+
+    def _closing(self, closed: Array) -> Array:
+        """Prices where some links are closed: theirs as low as keeps everybody off, as the passengers' solver's."""
+        price = np.where(closed, 0.0, self.price)
+        cost = self.network.travel_time + price
+        reached = self.paths.distances(np.where(closed, np.inf, cost))
+        apart = self.network.alternative_time + CUTOFF
+        reached = np.where(np.isfinite(reached), reached, apart)
+        closing: Array = price + self.paths.closed_prices(cost, closed, reached)
+        return closing
+
+    def _enter(self, stage: Stage) -> None:
+        self.stage = stage
+        self.spare = SPARE * self.typical * min(1.0, (stage.gauge / SPARE_GAUGE) ** 0.5)
+        if self.known is None:
+            self._generate()
+        else:
+            self._index()
+
+    def _costs(self, price: Array) -> tuple[Array, Array]:
+        cost = self.network.travel_time + price
+        return cost, cost + self.network.capacity_cost / self.stage.gamma
+
+    def _generate(self) -> int:
+        """Add every pair's shortest path at both kinds of costs; how many are new."""
+        network, number = self.network, 0
+        for cost in self._costs(self.price):
+            _, pair, start, links = self.paths.shortest_paths(cost)
             new = _subset(pair, start, links, network.trips[pair] > 0)
             if self.known is None:
-                self.known = new
+                self.known, number = new, number + len(new[0])
                 continue
             old = self.known
-            added = _subset(*new, ~_known_paths(*new, *old, self.paths._key))
-            if len(added[0]):
-                together = np.concatenate([old[0], added[0]])
-                starts = np.concatenate([old[1], old[1][-1] + added[1][1:]])
-                *known, _ = _grouped(together, starts, np.concatenate([old[2], added[2]]))
-                self.known = (known[0], known[1], known[2])
+            new = _subset(*new, ~_known_paths(*new, *old, self.paths._key))
+            if not len(new[0]):
+                continue
+            number += len(new[0])
+            pairs = np.concatenate([old[0], new[0]])
+            starts = np.concatenate([old[1], old[1][-1] + new[1][1:]])
+            *known, order = _grouped(pairs, starts, np.concatenate([old[2], new[2]]))
+            self.known = (known[0], known[1], known[2])
+            if self.estimate is not None:
+                unknown = np.full(len(new[0]), np.nan)
+                flow, costly, slack = self.estimate
+                self.estimate = (
+                    np.concatenate([flow, unknown])[order],
+                    np.concatenate([costly, unknown])[order],
+                    slack,
+                )
+        if number:
+            self._index()
+        return number
 
-    def _weigh(self, capacity: Array, stage: Stage) -> None:
-        """Barrier weights, as in the passengers' problem: between equal ones and ones in proportion."""
+    def _index(self) -> None:
+        """What follows from the list of paths and the stage."""
         assert self.known is not None
-        network = self.network
-        path_pair, path_start, path_links = self.known
+        network, stage, path_pair = self.network, self.stage, self.known[0]
         self.pair, first = np.unique(path_pair, return_index=True)
         self.pair_start = np.append(first, len(path_pair)).astype(np.int64)
         self.trips = network.trips[self.pair]
-        narrowest = _path_minima(path_start, path_links, capacity)
-        size = np.minimum(narrowest, network.trips[path_pair])
-        self.weight = stage.gauge * np.sqrt(self.typical * size)
-        self.row_weight = stage.gauge * np.sqrt(self.typical * capacity)
-        self.utility = network.alternative_time[self.pair]
-        self.richer = self.utility + network.revenue[self.pair] / stage.gamma
-        self.extra = network.capacity_cost / stage.gamma
-        self.below = np.ones(len(self.pair)), np.ones(len(self.pair))
+        self.room = np.sqrt(self.typical * network.trips[path_pair])
+        self.weight, self.row_weight = stage.gauge * self.room, stage.gauge * self.row_room
+        utility = network.alternative_time[self.pair]
+        self.utility = (utility, utility + network.revenue[self.pair] / stage.gamma)
+        self.structure = (self.pair_start, self.known[1], self.known[2], self.rows)
+        if self.estimate is None:
+            self.below = np.ones(len(self.pair)), np.ones(len(self.pair))
 
     def _evaluate(self, price: Array) -> _Point:
-        assert self.known is not None
-        _, path_start, path_links = self.known
-        cost = self.network.travel_time + price
-
-        def dual(cost: Array, utility: Array, below: Array) -> Any:
-            return _barrier(
-                self.pair_start,
-                path_start,
-                path_links,
-                cost,
-                utility,
-                self.trips,
-                self.weight,
-                below,
+        parts = [
+            _barrier(*self.structure[:3], cost, utility, self.trips, self.weight, below)
+            for cost, utility, below in zip(
+                self._costs(price), self.utility, self.below, strict=True
             )
-
-        flow, margin, load, value = dual(cost, self.utility, self.below[0])
-        costly = dual(cost + self.extra, self.richer, self.below[1])
-        value = (costly[3] - self.trips @ self.richer) - (value - self.trips @ self.utility)
-        value += SPARE * self.typical * np.sum(price) - self.row_weight @ np.log(price)
-        return _Point(float(value), flow, margin, load, *costly[:3])
-
-    def _curvature(self, rows: Array, flow: Array, margin: Array) -> Array:
-        assert self.known is not None
-        elasticity = self.trips * expit(margin) * expit(-margin)
-        matrix: Array = _assemble(
-            self.pair_start,
-            self.known[1],
-            self.known[2],
-            rows,
-            flow**2 / self.weight,
-            elasticity,
-            len(rows),
+        ]
+        plain, costly = (
+            part[3] - self.trips @ utility
+            for part, utility in zip(parts, self.utility, strict=True)
         )
+        value = costly - plain + self.spare * np.sum(price) - self.row_weight @ np.log(price)
+        return _Point(float(value), *((parts[0][at], parts[1][at]) for at in range(3)))
+
+    def _curvature(self, weight: Array, margin: Array) -> Array:
+        elasticity = self.trips * expit(margin) * expit(-margin)
+        matrix: Array = _assemble(*self.structure, weight, elasticity, len(self.rows))
         return matrix
 
-    def _prune(self, point: _Point) -> None:
-        """Drop paths that hardly anyone takes, where there are many."""
-        assert self.known is not None
-        if len(self.known[0]) <= PRUNED * len(self.trips):
-            return
-        flow = point.flow + point.costly_flow
-        carried = np.repeat(np.add.reduceat(flow, self.pair_start[:-1]), np.diff(self.pair_start))
-        self.known = _subset(*self.known, flow > KEPT * carried)
+    def _estimates(self, here: _Point, slack: Array) -> tuple[Array, Array, Array]:
+        """Primal-dual estimates within reach of the barrier's own values, which are those of new paths."""
+        own = (*here.flow, slack)
+        if self.estimate is None:
+            return own
+        flow, costly, rest = (
+            np.clip(np.where(np.isnan(guess), value, guess), value / RATIO, RATIO * value)
+            for guess, value in zip(self.estimate, own, strict=True)
+        )
+        return flow, costly, rest
+
+    def _step(self) -> float | None:
+        """One Newton step; the decrease that it promises, None where the curvature is singular."""
+        price, here = self.price, self._evaluate(self.price)
+        slack = self.row_weight / price
+        *flows, rest = self._estimates(here, slack)
+        weights = [flow * own / self.weight for flow, own in zip(flows, here.flow, strict=True)]
+        convex, concave = (
+            self._curvature(weight, margin)
+            for weight, margin in zip(weights, here.margin, strict=True)
+        )
+        np.einsum("ii->i", convex)[:] += rest / price
+        if self.damping < DAMPING:
+            self.damping = 0.0
+        tries = 0
+        while True:
+            factor, failed = dpotrf(convex - (1.0 - self.damping) * concave, lower=1)
+            if not failed or self.damping >= 1.0:
+                break
+            self.damping, tries = min(max(4.0 * self.damping, DAMPING), 1.0), tries + 1
+        if failed:
+            return None
+        gradient = here.load[0] - here.load[1] - self.spare + slack
+        change = dpotrs(factor, gradient, lower=1)[0]
+        decrement = float(gradient @ change)
+        room = 0.95 * _to_boundary(price, change)
+        length, halved = min(1.0, room), 0
+        there = self._evaluate(price + length * change)
+        noise = 1e-13 * abs(here.value)
+        while (
+            not there.value <= here.value - 1e-4 * length * decrement + noise and halved < HALVINGS
+        ):
+            length, halved = 0.5 * length, halved + 1
+            there = self._evaluate(price + length * change)
+        for _ in range(DOUBLINGS if self.damping > 0.0 and not halved else 0):
+            if 2.0 * length > room:  # a step that leaves curvature out is too short
+                break
+            farther = self._evaluate(price + 2.0 * length * change)
+            if not farther.value < there.value:
+                break
+            length, there = 2.0 * length, farther
+        taken = min(length, 1.0) * change
+        nothing = np.zeros(len(self.trips)), np.zeros(len(self.weight))
+        after = [
+            own
+            + _pair_solve(
+                *self.structure,
+                weight,
+                expit(-margin),
+                self.trips * expit(margin),
+                *nothing,
+                taken,
+            )[0]
+            for own, weight, margin in zip(here.flow, weights, here.margin, strict=True)
+        ]
+        flow, costly = (np.maximum(part, 0.0) for part in after)
+        self.estimate = flow, costly, np.maximum(slack - rest / price * taken, 0.0)
+        self.price = price + length * change
+        if halved > 1:
+            self.damping = min(2.0 * max(self.damping, DAMPING), 1.0)
+        elif not tries:
+            self.damping *= 0.25
+        return decrement
 
 
 def perturbed(price: Array, random: np.random.Generator, closes: bool) -> Array:

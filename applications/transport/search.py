@@ -30,21 +30,26 @@ Array = np.ndarray[Any, Any]
 CHECKPOINT = "blocc-transport-search-2"
 SHOWN = 10  # steps of the first climb from one report to the next
 ROUND = 4  # trials that start from the same incumbent
+
+
+def _falling(gamma: float, first: float, factor: float, number: int, *ends: Any) -> Any:
+    """Stages at one gamma with a falling gauge."""
+    return tuple(Stage(gamma, first * factor**k, *ends) for k in range(number))
+
+
+# Where a stage ends before it is settled, later ones start off the path of minima and take far longer.
 FIRST = (  # the first climb, over prices
-    Stage(8.0, 1e-3, 100, 1e-4),
-    Stage(16.0, 1e-3, 60, 1e-4),
-    Stage(32.0, 1e-4, 60, 1e-4),
-    Stage(32.0, 1e-5, 30, 1e-4),
+    Stage(4.0, 1e-3, 60, 1e-2),
+    Stage(8.0, 1e-3, 60, 1e-2),
+    Stage(16.0, 1e-3, 60, 1e-2),
+    *_falling(32.0, 1e-3, 0.3, 15, 60, 1e-2),
 )
-LARGE = 10_000  # pairs from which the first climb takes the shorter way
-SHORTER = tuple(stage._replace(steps=stage.steps // 2, settled=3e-4) for stage in FIRST)
 AGAIN = (  # those from perturbed designs
-    Stage(8.0, 1e-3, 15, 1e-3),
-    Stage(32.0, 1e-4, 10, 1e-3),
-    Stage(32.0, 1e-5, 8, 1e-3),
+    Stage(8.0, 1e-3, 15, 1e-2),
+    *_falling(32.0, 1e-3, 0.1, 8, 15, 1e-1),
 )
-# From the best prices to where the smoothed profit is nearly stationary: the slower the gauge falls, the nearer.
-LAST = tuple(Stage(32.0, 1e-3 * 0.5**halving, 25, 1e-6) for halving in range(14))
+LAST = _falling(64.0, 1e-6, 0.3, 10, 60, 1e-2)  # from the best prices to the critical point there
+LARGE = 10_000  # pairs from which the closing solve is too slow
 LIMITED_FIRST = ((8.0, 80), (16.0, 60))  # gamma and steps, where capacities have limits
 LIMITED_AGAIN = ((8.0, 12), (16.0, 24))
 LONGER = 1.7  # times a convex-concave step; nearly halves their number, while twice loses its way
@@ -88,11 +93,21 @@ class Found:
         return (1.0 + SLACK) * prices.loading(model, self.state)[1]
 
     def start(self, model: TransitModel) -> Array:
-        """Capacities at which the smoothed profit is nearly stationary, (links,): where a solve had best begin."""
+        """Capacities of the critical point near the design, (links,): where a solve had best begin."""
         if model.limited:
             return self.state
-        *_, price = (self.state, *prices.way(model, self.state, LAST))
-        return model.unlimited_step(LAST[-1].gamma, price)
+        return critical(model, self.state).capacity
+
+
+def critical(model: TransitModel, price: Array) -> prices.Critical:
+    """The critical point of F_gamma near the design that some prices make, at the last gamma."""
+    threadpoolctl = require("threadpoolctl", "transport", "the search for designs")
+    smooth = prices.Smooth(model, price)
+    with threadpoolctl.threadpool_limits(1):
+        for stage in LAST:
+            for _ in smooth.steps(stage):
+                pass
+    return smooth.critical()
 
 
 def climb(
@@ -154,11 +169,10 @@ def _first(
         if model.limited:
             first = model.relaxation(tol=ACCURACY).x if start is None else start
             return climb(model, model.x_set.project(first), LIMITED_FIRST)
-        stages = SHORTER if len(model.network.trips) > LARGE else FIRST
         if start is None:
-            return prices.climb(model, prices.first_prices(model), stages, report)
+            return prices.climb(model, prices.first_prices(model), FIRST, report)
         lower = model.lower(model.x_set.project(start), tol=ACCURACY)
-        return prices.climb(model, lower.duals["capacity"], stages, report)
+        return prices.climb(model, lower.duals["capacity"], FIRST, report)
 
 
 def search(

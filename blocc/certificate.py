@@ -17,7 +17,7 @@ from blocc.methods.descent import stationarity
 from blocc.methods.gradient_sampling import LARGEST, RADIUS, kink_stationarity
 from blocc.model import HasConvexConcaveStep, LowerResiduals, Model, Saddle
 from blocc.penalty import Evaluation, Penalty, Response
-from blocc.sets import Box
+from blocc.sets import Box, reach
 
 Array = Any
 
@@ -245,10 +245,7 @@ def response_descent(model: Model, x: Array, objective: float, tol: float) -> fl
     """
     xp = namespace(x)
     size, scale = math.prod(x.shape), 1.0 + abs(objective)
-    length = xp.zeros_like(x) + MOVE * (1.0 + xp.max(xp.abs(x)))
-    if isinstance(model.x_set, Box):
-        box = model.x_set.placed(x)
-        length = xp.minimum(length, MOVE * (box.upper - box.lower))
+    length = MOVE * reach(model.x_set, x)
     axes = xp.eye(size, dtype=x.dtype, device=device_of(x))
     moves = [xp.reshape(sign * axes[k, :], x.shape) for k in range(size) for sign in (1.0, -1.0)]
     moves += [random_normal(x, seed) for seed in range(2 * size + 2)]

@@ -39,12 +39,12 @@ from blocc.model import LowerResiduals, Saddle
 from blocc.penalty import Evaluation
 from blocc.progress import Progress, Record
 from blocc.result import Result
-from blocc.sets import ConvexSet, Free
+from blocc.sets import ConvexSet, Free, reach
 
 Array = Any
 UserFunction = Callable[..., Any] | Function
 CONVEXITY_PROBES = 4
-USUAL = 1e4  # times or parts of one: slopes of f and g within are left in the user's units
+USUAL = 1e4  # an f or g flatter by less is left in the user's units
 
 
 class _Divided:
@@ -241,25 +241,31 @@ class FunctionalModel:
                     )
 
     def choose_units(self, x: Array) -> None:
-        """Divide f and g by their steepest slopes around x and y0 where these are far from one.
+        """Make a flat f or g as steep as the other, and as one, around x and y0, where it is far from that.
 
         gamma weighs one against the other, and tolerances are relative to one and the objective: both would mean
-        something else in every unit.
+        something else in every unit. Units of less than one make tolerances tighter than the user's, never looser.
         """
-        found = []
+        steepest = []
         for function in (self.f, self.g):
             size = 0.0
             for y in (self.y0, *next(self._pairs())):
-                slopes = zip(function.pullback(x, y), (x, y), strict=True)
-                for slope, point in list(slopes)[function is self.g :]:
+                places = ((x, self.x_set), (y, self.y_set))
+                slopes = list(zip(function.pullback(x, y), places, strict=True))
+                for slope, (point, given) in slopes[function is self.g :]:
                     xp = namespace(point)
-                    steep = float(xp.max(xp.abs(slope)) * (1.0 + xp.max(xp.abs(point))))
+                    steep = float(xp.max(xp.abs(slope) * reach(given, point)))
                     size = max(size, steep if math.isfinite(steep) else 0.0)
-            usual = size == 0.0 or 1.0 / USUAL <= size <= USUAL
-            found.append(1.0 if usual else 2.0 ** round(math.log2(size)))
-        self.units = found[0], found[1]
+            steepest.append(size)
+        f, g = (
+            2.0 ** round(math.log2(size / max(*steepest, 1.0)))
+            if 0.0 < size < max(*steepest, 1.0) / USUAL
+            else 1.0
+            for size in steepest
+        )
+        self.units = f, g
         if self.units != (1.0, 1.0):
-            self.f, self.g = _Divided(self.f, found[0]), _Divided(self.g, found[1])
+            self.f, self.g = _Divided(self.f, f), _Divided(self.g, g)
 
     def upper(self, x: Array, y: Array) -> float:
         """f(x, y)."""

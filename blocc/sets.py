@@ -132,6 +132,16 @@ class PlacedBox:
         return gradient * self.xp.where(self.xp.isfinite(bound), point - bound, 0.0)
 
 
+def reach(given: ConvexSet, point: Array) -> Array:
+    """How far entries go: 1 + the size of the point, or an entry's own range where that is smaller."""
+    xp = namespace(point)
+    size = xp.zeros_like(point) + (1.0 + xp.max(xp.abs(point)))
+    if not isinstance(given, Box):
+        return size
+    placed = given.placed(point)
+    return xp.minimum(size, placed.upper - placed.lower)
+
+
 class NonNegative(Box):
     """``point >= 0`` elementwise."""
 

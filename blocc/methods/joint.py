@@ -1220,7 +1220,8 @@ class Joint:
         bounds = (self.model.bounds[0][:n], self.model.bounds[1][:n])
         scale, size = 1.0 + abs(point.objective), 1.0 + float(np.abs(point.x).max())
         if 1 < n <= LARGEST:
-            moves += edge_directions(self._value, point.x, _MOVE * size, bounds, moves[:_TURNS])
+            ways, slope = moves[:_TURNS], self._slope(point)
+            moves += edge_directions(self._value, point.x, _MOVE * size, bounds, ways, slope)
             normals = self._normals(point)
             for radius in _RADII:
                 move = kink_direction(self._gradient, point.x, radius * size, bounds, normals)

@@ -101,6 +101,7 @@ def edge_directions(
     radius: float,
     bounds: tuple[Vector, Vector],
     ways: Sequence[Vector],
+    slope: Vector | None = None,
 ) -> list[Vector]:
     """Steepest descent, or, where a jump or the domain's edge cuts it off, the directions nearest to it on this side.
 
@@ -115,6 +116,8 @@ def edge_directions(
         On x.
     ways : sequence of ndarray
         Directions of largest entry 1, to turn to from the steepest: from each that is not cut off, one answer.
+    slope : ndarray of shape (n,), optional
+        Gradient at x where it is known; else by differences on the flatter side.
 
     Returns
     -------
@@ -122,13 +125,14 @@ def edge_directions(
         Of largest entry 1.
     """
     here, step = value(x), _DIFFERENCE * radius
-    slope = np.zeros(len(x))
-    for k, unit in enumerate(np.eye(len(x))):
-        ahead, behind = (
-            (value(np.clip(x + sign * step * unit, *bounds)) - here) / (sign * step)
-            for sign in (1.0, -1.0)
-        )
-        slope[k] = min(ahead, behind, key=abs)  # a jump has the larger one
+    if slope is None:
+        slope = np.zeros(len(x))
+        for k, unit in enumerate(np.eye(len(x))):
+            ahead, behind = (
+                (value(np.clip(x + sign * step * unit, *bounds)) - here) / (sign * step)
+                for sign in (1.0, -1.0)
+            )
+            slope[k] = min(ahead, behind, key=abs)  # a jump has the larger one
     steepest = float(np.abs(slope).max())
     if not (np.isfinite(steepest) and steepest > 0):
         return []

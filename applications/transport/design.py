@@ -28,10 +28,8 @@ from .search import LARGE, LAST, Found, critical, round_to_modules, search
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 LowerSolver = Literal["paths", "maxmin"]
-TRIALS, PAIRS = (
-    24,
-    2_000,
-)  # of the search by default: so many, and no more than this over the number of pairs
+# Trials of the search by default, and no more than this over the number of pairs: more hardly gain.
+TRIALS, PAIRS = 8, 4_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +240,7 @@ def design(
         From :func:`blocc.applications.transport.load` or :func:`from_tables`.
     starts : int, optional
         Perturbed restarts of the search after its first climb (see :mod:`blocc.applications.transport.search`).
-        Default: 24 on networks of up to about 800 pairs, fewer on larger ones.
+        Default: 8 on networks of up to 500 pairs, fewer on larger ones.
     n_jobs : int, optional
         Restarts at a time, as in joblib; a ``joblib.parallel_config`` sets another backend, Dask for example. The
         design does not depend on it.

@@ -659,7 +659,7 @@ class _Solve:
             barrier = self.gauge * self.row_room[rows] / price
             gradient = now.load[rows] - capacity + barrier
             factor = self._matrix(now, now.flow**2 / (self.gauge * self.room), barrier / price)
-            change = dpotrs(factor, gradient, lower=1)[0] if len(rows) else gradient
+            change = dpotrs(factor, gradient, lower=0)[0] if len(rows) else gradient
             decrement = float(gradient @ change)
             length = min(1.0, 0.95 * _to_boundary(price, change))
             there = now
@@ -843,7 +843,7 @@ class _State:
             if error <= 1e-10 * first:
                 break
             first = first or error
-            more = dpotrs(self.factor, lacking, lower=1)[0]
+            more = dpotrs(self.factor, lacking, lower=0)[0]
             more_flow, more_potential = _pair_solve(*system, *nothing, more)
             price, flow, potential = price + more, flow + more_flow, potential + more_potential
         reduced_cost = (path_right - self.reduced_cost * flow) / self.flow
@@ -970,13 +970,16 @@ class _Direction(NamedTuple):
 
 
 def _factor(matrix: Array, diagonal: Array) -> Array:
-    """Cholesky factor of a symmetric positive definite matrix plus a positive diagonal."""
+    """Cholesky factor of a positive definite matrix, of which the lower triangle is given, plus a positive diagonal.
+
+    The factor is upper triangular: LAPACK reads the transpose of the matrix where it lies.
+    """
     own = np.einsum("ii->i", matrix)
     own += diagonal
     if not len(matrix):
         return matrix
     for _ in range(3):
-        factor, failed = dpotrf(matrix, lower=1)
+        factor, failed = dpotrf(matrix.T, lower=0)
         if not failed:
             return np.asarray(factor)
         own *= 1.0 + 1e-10  # rounding took its last positive eigenvalue
@@ -1297,7 +1300,7 @@ def _path_minima(start, links, value):  # type: ignore[no-untyped-def]
 
 @njit(cache=True)
 def _assemble(pair_start, path_start, path_links, index, weight, elasticity, number):  # type: ignore[no-untyped-def]
-    """Negative Hessian of the dual in the prices of the rows, path flows eliminated.
+    """Negative Hessian of the dual in the prices of the rows, path flows eliminated: its lower triangle.
 
     A pair adds ``k b b' + sum_path W (b_path - b)(b_path - b)'``, b the W-weighted mean of its paths' incidence and
     ``1 / k = 1 / elasticity + 1 / sum W``, elasticity w s (1 - s) on the central path: sums of squares only, so that
@@ -1308,27 +1311,25 @@ def _assemble(pair_start, path_start, path_links, index, weight, elasticity, num
     union = np.empty(number, np.int64)
     for pair in range(len(elasticity)):
         first, last = pair_start[pair], pair_start[pair + 1]
-        size = 0
         whole = 0.0
         for path in range(first, last):
             whole += weight[path]
-            for position in range(path_start[path], path_start[path + 1]):
-                row = index[path_links[position]]
-                if row >= 0 and local[row] < 0:
-                    local[row] = size
-                    union[size] = row
-                    size += 1
-        if size == 0:
-            continue
         factor = elasticity[pair] * whole / (elasticity[pair] + whole)
         if last - first == 1:
-            for one in range(size):
-                for other in range(size):
-                    matrix[union[one], union[other]] += factor
-                local[union[one]] = -1
-            for one in range(size):
-                local[union[one]] = -1
+            for position in range(path_start[first], path_start[last]):
+                one = index[path_links[position]]
+                for before in range(path_start[first], position + 1):
+                    other = index[path_links[before]]
+                    if one >= 0 and other >= 0:
+                        matrix[max(one, other), min(one, other)] += factor
             continue
+        size = 0
+        for position in range(path_start[first], path_start[last]):
+            row = index[path_links[position]]
+            if row >= 0 and local[row] < 0:
+                local[row] = size
+                union[size] = row
+                size += 1
         mean = np.zeros(size)
         for path in range(first, last):
             for position in range(path_start[path], path_start[path + 1]):
@@ -1337,7 +1338,7 @@ def _assemble(pair_start, path_start, path_links, index, weight, elasticity, num
                     mean[local[row]] += weight[path] / whole
         block = np.empty((size, size))
         for one in range(size):
-            for other in range(size):
+            for other in range(one + 1):
                 block[one, other] = factor * mean[one] * mean[other]
         offset = np.empty(size)
         for path in range(first, last):
@@ -1349,11 +1350,11 @@ def _assemble(pair_start, path_start, path_links, index, weight, elasticity, num
                     offset[local[row]] += 1.0
             for one in range(size):
                 scaled = weight[path] * offset[one]
-                for other in range(size):
+                for other in range(one + 1):
                     block[one, other] += scaled * offset[other]
         for one in range(size):
-            for other in range(size):
-                matrix[union[one], union[other]] += block[one, other]
-        for one in range(size):
-            local[union[one]] = -1
+            row = union[one]
+            local[row] = -1
+            for other in range(one + 1):
+                matrix[max(row, union[other]), min(row, union[other])] += block[one, other]
     return matrix

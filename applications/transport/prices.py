@@ -403,6 +403,7 @@ class Smooth:
         return _Point(float(value), *((parts[0][at], parts[1][at]) for at in range(3)))
 
     def _curvature(self, weight: Array, margin: Array) -> Array:
+        """Lower triangle of minus the Hessian of a D."""
         elasticity = self.trips * expit(margin) * expit(-margin)
         matrix: Array = _assemble(*self.structure, weight, elasticity, len(self.rows))
         return matrix
@@ -433,14 +434,17 @@ class Smooth:
             self.damping = 0.0
         tries = 0
         while True:
-            factor, failed = dpotrf(convex - (1.0 - self.damping) * concave, lower=1)
+            matrix = (self.damping - 1.0) * concave
+            matrix += convex
+            # the lower triangle, which LAPACK reads as the upper one of the transpose where it lies
+            factor, failed = dpotrf(matrix.T, lower=0, overwrite_a=1)
             if not failed or self.damping >= 1.0:
                 break
             self.damping, tries = min(max(4.0 * self.damping, DAMPING), 1.0), tries + 1
         if failed:
             return None
         gradient = here.load[0] - here.load[1] - self.spare + slack
-        change = dpotrs(factor, gradient, lower=1)[0]
+        change = dpotrs(factor, gradient, lower=0)[0]
         decrement = float(gradient @ change)
         room = 0.95 * _to_boundary(price, change)
         length, halved = min(1.0, room), 0

@@ -76,7 +76,8 @@ def test_smoothed_dual_has_the_gradient_and_curvature_that_steps_use(model):
         smooth._curvature(flow**2 / smooth.weight, margin)
         for flow, margin in zip(here.flow, here.margin, strict=True)
     )
-    curved = toward @ (convex - concave) @ toward
+    lower = convex - concave
+    curved = toward @ (np.tril(lower) + np.tril(lower, -1).T) @ toward
     curved += toward @ (smooth.row_weight / price**2 * toward)
     assert (after - before) / (2 * step) == pytest.approx(curved, rel=1e-4)
 

@@ -1224,7 +1224,10 @@ class BilevelProblem:
         progress = Progress(verbose, callback)
         progress.sense = self.sign
         if self._parameters_changed():
-            self._refuse_not_finite()
+            if not all(
+                value is None or np.isfinite(value).all() for value in self._parameter_values
+            ):
+                self._refuse_not_finite()  # names the part
             self.refresh()
         small = self.layout.size <= MAX_VARIABLES
         if gamma is not None or method not in ("auto", "joint") or (method == "auto" and not small):

@@ -8,7 +8,7 @@ other units then gives the same numbers here, and the same answer.
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 
 Vector = npt.NDArray[np.float64]
 
-_ROUNDS = 20  # of equilibration
+_ROUNDS = 30  # of equilibration, at most
+_SETTLED = 1e-3  # change of a unit's logarithm in the last one: units are rounded to powers of two
+_HALVED = 1e-2  # relative, of a change that is half the last one
+_NOTHING = -1e6  # logarithm of zero
+_NONE = 0.5 * _NOTHING  # what is below is zero, times what it may be
 _CHANGE = 1e-6  # relative, of a derivative: more than rounding and differences make
 _BALANCE = 1e9  # gamma that leaves the Hessian of g alone
 _FIRST = np.ones(1)  # unit of a slope, beside those of the Hessian's rows
@@ -234,24 +238,33 @@ def equilibrate(
 def _equilibrated(
     shape: tuple[int, int], jacobian: bytes, objectives: tuple[tuple[bytes, bytes], ...]
 ) -> tuple[Vector, Vector]:
-    sizes, n = np.abs(np.frombuffer(jacobian).reshape(shape)), shape[1]
-    bends = [
-        np.abs(np.frombuffer(slope + hessian).reshape(n + 1, n)) for slope, hessian in objectives
-    ]
-    column, row = np.ones(n), np.ones(shape[0])
+    # in logarithms, where products are sums: the rows, then gradient and Hessian of each objective, one below the other
+    (m, n), count = shape, len(objectives)
+    sizes = np.frombuffer(b"".join([jacobian, *itertools.chain(*objectives)])).reshape(-1, n)
+    with np.errstate(divide="ignore"):
+        logs = np.maximum(np.log2(np.abs(sizes)), _NOTHING)
+    rows, bends = logs[:m], logs[m:].reshape(count, n + 1, n)
+    column, row, factor = np.zeros(n), np.zeros(m), np.zeros((n + 1, 1))
+    before = column
     for _ in range(_ROUNDS):
-        largest = np.zeros(n)
-        if len(row):
-            largest = (row[:, None] * sizes).max(axis=0)
-        factor = np.concatenate([_FIRST, column])[:, None]
-        for bend in bends:
-            steep = (factor * bend).max(axis=0)
-            largest = np.maximum(largest, steep / _one(np.max(steep * column)))
-        column = column / np.sqrt(_one(largest * column))
-        column = column / math.exp(np.log(column).mean())
-        if len(row):
-            row = 1.0 / _one((sizes * column).max(axis=1))
-    return column, row
+        factor[1:, 0] = column
+        steep = (bends + factor).max(axis=1)
+        unit = (steep + column).max(axis=1, keepdims=True)
+        largest = (steep - np.where(unit > _NONE, unit, 0.0)).max(axis=0)
+        if m:
+            largest = np.maximum(largest, (rows + row[:, None]).max(axis=0))
+        change = -0.5 * (column + np.where(largest > _NONE, largest, -column))
+        change -= change.mean()
+        most = np.abs(change).max()
+        # a step halves what is left to do in rows and slopes: where it halves all, the rest is known
+        halves = np.abs(2.0 * change - before).max() <= _HALVED * most
+        column, before = column + (2.0 if halves else 1.0) * change, change
+        if m:
+            row = -(rows + column).max(axis=1)
+            row[row > -_NONE] = 0.0
+        if most <= _SETTLED:
+            break
+    return np.exp2(column), np.exp2(row)
 
 
 def steepest(gradient: Vector, hessian: Vector, column: Vector) -> float:

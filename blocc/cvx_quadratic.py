@@ -489,6 +489,7 @@ class VaryingProgram:
         """Drop what is known from earlier answers."""
         self._last: tuple[Vector, QuadraticAnswer] | None = None
         self._pattern: _Pattern | None = None
+        self._slope: tuple[_Pattern, Matrix] | None = None  # in x, of free entries and held rows
         self._units: tuple[Vector, Vector] | None = None
 
     def user_units(self, answer: QuadraticAnswer) -> QuadraticAnswer:
@@ -573,9 +574,19 @@ class VaryingProgram:
         )
 
     def _as_before(
-        self, pattern: _Pattern, hessian: Matrix, q: Vector, rows: Matrix, right: Vector
+        self,
+        pattern: _Pattern,
+        hessian: Matrix,
+        q: Vector,
+        rows: Matrix,
+        right: Vector,
+        cross: tuple[Matrix, Matrix] | None = None,
     ) -> QuadraticAnswer | None:
-        """Answer on an earlier answer's active set, None where that is not the right one."""
+        """Answer on an earlier answer's active set, None where that is not the right one.
+
+        ``cross``, the derivatives in x of ``hessian @ y + q + dual @ rows`` and of ``rows @ y - right``, lets the
+        answer have its slope, at next to no cost.
+        """
         n, m, free, held = self.size, self.inequalities, pattern.free, pattern.held
         if len(free) == n:
             base, inner, active = np.concatenate([q, -right[held]]), hessian, rows[held]
@@ -584,22 +595,35 @@ class VaryingProgram:
                 [q[free] + hessian[free] @ pattern.at, rows[held] @ pattern.at - right[held]]
             )
             inner, active = hessian[np.ix_(free, free)], rows[np.ix_(held, free)]
-        both = kkt_solve(inner, active, -base)
+        both = slope = None
+        if cross is not None:
+            parts = base[:, None], np.concatenate([cross[0][free], cross[1][held]])
+            both = kkt_solve(inner, active, -np.concatenate(parts, axis=1))
+            if both is not None:
+                both, slope = both[:, 0], both[:, 1:]
+        if both is None:
+            both = kkt_solve(inner, active, -base)
         if both is None:
             return None
         y, found = pattern.at.copy(), np.zeros(n + len(rows))
         y[free] = both[: len(free)]
         found[n + held] = both[len(free) :]
         if len(pattern.fixed):
-            slope = hessian @ y + q + found[n:] @ rows
-            found[pattern.fixed] = -slope[pattern.fixed]
+            left = hessian @ y + q + found[n:] @ rows
+            found[pattern.fixed] = -left[pattern.fixed]
         if m and ((rows @ y - right)[:m] > 1e-13 * (1.0 + np.abs(right[:m]))).any():
             return None
         if self._bounded and ((y > self._high) | (y < self._low)).any():
             return None
-        return None if (found * pattern.sign < 0).any() else QuadraticAnswer(y, found, 1)
+        if (found * pattern.sign < 0).any():
+            return None
+        self._slope = None if slope is None else (pattern, slope)
+        return QuadraticAnswer(y, found, 1)
 
-    def _assess(self, answer: QuadraticAnswer, x: Vector) -> Found | None:
+    def _assess(
+        self, answer: QuadraticAnswer, x: Vector, begun: Vector | None = None
+    ) -> Found | None:
+        """What :meth:`solve` returns; a slope that is left counts as far as the answer, and the way to it, are long."""
         y, n, m, k = answer.z, self.size, self.inequalities, self._nx
         own, rows = answer.dual[:n], answer.dual[n:]
         values, jacobian = self._functions.value_jacobian(np.concatenate([x, y]), self._objective)
@@ -617,7 +641,8 @@ class VaryingProgram:
             outside = max(outside, float(np.max(to_high)), float(np.max(to_low)))
             distance = np.abs(np.where(own > 0, to_high, to_low))
             gap += float(np.abs(own) @ np.minimum(distance, 1e20))
-        gap = (gap + float(np.abs(left) @ np.abs(y))) / (1.0 + abs(value))
+        reach = np.abs(y) if begun is None else np.maximum(np.abs(y), np.abs(y - begun))
+        gap = (gap + float(np.abs(left) @ reach)) / (1.0 + abs(value))
         if not (gap <= _SHARP and outside <= 2e-8):
             return None
         return answer, value, gradient[:k], gap, outside

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from blocc.conic_dense import QuadraticAnswer, Vector
-from blocc.cvx_quadratic import Found, QuadraticLower, VaryingProgram
+from blocc.conic_dense import Matrix, QuadraticAnswer, Vector
+from blocc.cvx_quadratic import Found, QuadraticLower, VaryingProgram, _Pattern
 from blocc.model import Saddle
 
 _STEPS = 8
@@ -31,6 +31,8 @@ class SmoothProgram(VaryingProgram):
         """Drop what is known from earlier answers."""
         super().forget()
         self._failures = 0
+        #: Slope in x of the last answer, where it is known.
+        self._tangent: tuple[_Pattern, Matrix] | None = None
 
     def solve(self, x: Vector, start: tuple[Vector, Vector] | None = None) -> Found | None:
         """Answer, value, gradient of the value in x, relative gap and violation; None where it is not sharp.
@@ -46,27 +48,51 @@ class SmoothProgram(VaryingProgram):
         LowerInfeasibleError
             By convexity the linearised constraints hold at every feasible point.
         """
+        if self._failures >= _FAILURES:
+            return None
+        best: Found | None = None
         if start is None and self._last is not None:
             start = self._last[1].z, self._last[1].dual
-        if start is None or self._failures >= _FAILURES:
+            ahead = self._ahead(x)
+            if ahead is not None:
+                best = self._newton(x, *ahead)
+        if start is None:
             return None
-        y, dual = start
+        if best is None:
+            best = self._newton(x, *start)
+        self._failures = self._failures + 1 if best is None else 0
+        if best is not None:
+            self._last = x.copy(), best[0]
+        return best
+
+    def _ahead(self, x: Vector) -> tuple[Vector, Vector] | None:
+        """Where the last answer goes along its slope; None where that is not known or leaves the active set."""
+        if self._last is None or self._tangent is None:
+            return None
+        (before, answer), (pattern, slope) = self._last, self._tangent
+        moved, free = slope @ (x - before), len(pattern.free)
+        y, dual = answer.z.copy(), answer.dual.copy()
+        y[pattern.free] += moved[:free]
+        dual[self.size + pattern.held] += moved[free:]
+        if (dual[self.size : self.size + self.inequalities] < 0).any():
+            return None
+        return y, dual
+
+    def _newton(self, x: Vector, y: Vector, dual: Vector) -> Found | None:
+        """The sharpest answer that steps from a point and its multipliers lead to."""
         best: Found | None = None
         for _ in range(_STEPS):
             answer = self._step(x, y, dual)
             if answer is None:
                 break
+            found = self._assess(answer, x, y)
             y, dual = answer.z, answer.dual
-            found = self._assess(answer, x)
             if found is not None and (best is None or max(found[3:]) < 0.5 * max(best[3:])):
-                best = found
+                best, self._tangent = found, self._slope
             elif best is not None:
                 break
             if best is not None and max(best[3:]) <= _EXACT:
                 break
-        self._failures = self._failures + 1 if best is None else 0
-        if best is not None:
-            self._last = x.copy(), best[0]
         return best
 
     def _step(self, x: Vector, y: Vector, dual: Vector) -> QuadraticAnswer | None:
@@ -75,13 +101,14 @@ class SmoothProgram(VaryingProgram):
         value, jacobian = self._functions.value_jacobian(v, self._objective)
         weights = self._weights.copy()
         weights[self._index] = dual[self.size :]
-        hessian = self._functions.hessian(v, weights)[k:, k:]
-        slope, rows = jacobian[self._objective, k:], jacobian[self._index, k:]
-        data = hessian, slope - hessian @ y, rows, rows @ y - value[self._index]
-        known = None
+        bends, slopes = self._functions.hessian(v, weights)[k:], jacobian[self._index]
+        hessian, rows = bends[:, k:], slopes[:, k:]
+        q = jacobian[self._objective, k:] - hessian @ y
+        data = hessian, q, rows, rows @ y - value[self._index]
+        known = self._slope = None
         if dual.any():
             self._pattern = self._active(dual)
-            known = self._as_before(self._pattern, *data)
+            known = self._as_before(self._pattern, *data, cross=(bends[:, :k], slopes[:, :k]))
         if known is None and all(np.isfinite(part).all() for part in data):
             known = self._solve_afresh(*data)
         return known

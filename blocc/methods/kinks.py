@@ -24,6 +24,7 @@ _AGREE = 10.0  # relative change, over the radius, of gradients without a kink
 _SPARE = 4  # gradients beyond what a linear change takes, to tell it from a kink
 _CURVED = 0.02  # relative to the change of a gradient: what is not linear of it without a kink
 _MANY = 60
+_NOTHING = 1e-8  # relative decrease, over the radius, that is not worth a turn
 _JUMP = 10.0  # times what the slope explains
 _BISECTIONS = 12
 
@@ -133,10 +134,10 @@ def edge_directions(
                 for sign in (1.0, -1.0)
             )
             slope[k] = min(ahead, behind, key=abs)  # a jump has the larger one
-    steepest = float(np.abs(slope).max())
-    if not (np.isfinite(steepest) and steepest > 0):
+    steepest, promised = float(np.abs(slope).max()), radius * float(np.abs(slope).sum())
+    if not (np.isfinite(promised) and promised > _NOTHING * (1.0 + abs(here))):
         return []
-    limit = here + _JUMP * radius * float(np.abs(slope).sum())
+    limit = here + _JUMP * promised
 
     def cut_off(way: Vector) -> bool:
         return not value(np.clip(x + radius * way, *bounds)) <= limit

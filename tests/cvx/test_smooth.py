@@ -48,6 +48,23 @@ def shop(taste, cost, start=None) -> tuple[BilevelProblem, float]:
 
 
 @settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.floats(0.5, 20), st.floats(0, 8)), min_size=2, max_size=12))
+def test_answers_and_duals_are_exact_wherever_x_goes_from_an_earlier_answer(points):
+    taste = np.array([4.0, 7.0])
+    problem, _ = shop(taste, [0.5, 0.5])
+    for price, stock in points:
+        saddle = problem.lower(np.array([price, 1.3 * price, stock, 0.5 * stock]))
+        prices, stocks = price * np.array([1.0, 1.3]), stock * np.array([1.0, 0.5])
+        exact = np.clip(2 * taste / prices - 1, 0, stocks)
+        np.testing.assert_allclose(saddle.y, exact, rtol=1e-8, atol=1e-8)
+        binding = np.maximum(taste / (1 + stocks) - 0.5 * prices, 0) * (exact >= stocks)
+        clear = stocks > 1e-6  # else the bound below may carry the multiplier as well
+        np.testing.assert_allclose(
+            saddle.duals["stock"][clear], binding[clear], rtol=1e-6, atol=1e-6
+        )
+
+
+@settings(max_examples=30, deadline=None)
 @given(st.floats(0.5, 20), st.floats(0, 8), st.floats(1, 9))
 def test_a_logarithmic_lower_level_is_solved_to_rounding(price, stock, taste):
     problem, _ = shop([taste], [0.5])
@@ -150,6 +167,20 @@ def test_the_steepest_way_that_stays_on_this_side_of_a_jump_is_found():
     edge = -np.array([0.1, 1.0])
     assert min(np.abs(way - edge).max() for way in found) <= 1e-3
     assert all(value(1e-3 * way) <= 1.0 for way in found)
+
+
+def test_at_a_minimum_no_way_beside_a_jump_is_looked_for():
+    def value(
+        x,
+    ):  # curved along the first axis, with its minimum there but for rounding; free along the second
+        return (x[0] - 1e-8) ** 2 - 1e-9 * x[1]
+
+    box, asked = (np.full(2, -9.0), np.full(2, 9.0)), []
+    ways = [*np.eye(2), *-np.eye(2)]
+    counted = lambda x: asked.append(x) or value(x)  # noqa: E731
+    slope = np.array([-2e-8, -1e-9])
+    assert edge_directions(counted, np.zeros(2), 1e-3, box, ways, slope) == []
+    assert len(asked) == 1
 
 
 def test_without_a_jump_the_steepest_way_itself_is_returned():

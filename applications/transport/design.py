@@ -24,12 +24,12 @@ from . import arc_flow, output
 from .model import TransitModel
 from .network import Network
 from .prices import answer, trimmed
-from .search import LARGE, LAST, Found, critical, round_to_modules, search
+from .search import LARGE, Found, critical, last_stages, round_to_modules, search
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 LowerSolver = Literal["paths", "maxmin"]
 # Trials of the search by default, and no more than this over the number of pairs: more hardly gain.
-TRIALS, PAIRS = 8, 4_000
+TRIALS, PAIRS = 12, 6_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +240,7 @@ def design(
         From :func:`blocc.applications.transport.load` or :func:`from_tables`.
     starts : int, optional
         Perturbed restarts of the search after its first climb (see :mod:`blocc.applications.transport.search`).
-        Default: 8 on networks of up to 500 pairs, fewer on larger ones.
+        Default: 12 on networks of up to 500 pairs, fewer on larger ones.
     n_jobs : int, optional
         Restarts at a time, as in joblib; a ``joblib.parallel_config`` sets another backend, Dask for example. The
         design does not depend on it.
@@ -451,7 +451,7 @@ def _by_prices(model: TransitModel, found: Found, tol: float, progress: Progress
     with progress.timed("critical point"):
         point = critical(model, found.state)
     with progress.timed("certificate"):
-        gap, stationarity, penalized = point.residuals(model)
+        stationarity, penalized = point.stationarity(model), point.residuals(model)[2]
         # both earn no less than the critical point: it has capacity that nobody uses
         starts = answer(model, found.state), point.answer()
         _, capacity, warm = max(
@@ -466,7 +466,7 @@ def _by_prices(model: TransitModel, found: Found, tol: float, progress: Progress
         violation=proven.violation,
         dual_infeasibility=proven.dual_infeasibility,
         complementarity=proven.complementarity,
-        stationarity=max(gap, stationarity),
+        stationarity=stationarity,
         gamma=point.gamma,
         moved=float(moved),
         response_objective=objective,
@@ -500,7 +500,7 @@ def _by_prices(model: TransitModel, found: Found, tol: float, progress: Progress
 
 def _last_gamma(model: TransitModel) -> float:
     """Gamma of the closing solve and of what is said of stationarity."""
-    return model.schedule.limit if model.limited else LAST[-1].gamma
+    return model.schedule.limit if model.limited else last_stages(model)[-1].gamma
 
 
 def _exactly(

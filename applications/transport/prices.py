@@ -205,8 +205,16 @@ class Critical(NamedTuple):
             "price": self.price,
         }
 
+    def stationarity(self, model: TransitModel) -> float:
+        """Residual of the first-order condition, of which the lower level's gap is a part.
+
+        Everywhere else the certificate takes link prices from a solve to ``model.accuracy``: that gap counts as 1e-6.
+        """
+        gap, promised, _ = self.residuals(model)
+        return max(promised, 1e-6 * gap / model.accuracy)
+
     def residuals(self, model: TransitModel) -> tuple[float, float, float]:
-        """Upper bounds on the lower level's relative gap and on the stationarity, by weak duality alone; F_gamma.
+        """Upper bounds on the lower level's relative gap and on what a step promises, by weak duality; F_gamma.
 
         Both answers are shrunk into the capacities, and the prices bound both optimal values from below. Where the
         prices are optimal for the lower level to within the gap, F_gamma's convex majorant at them promises no larger
@@ -282,7 +290,7 @@ class Smooth:
         """
         return min(
             (self._critical(0.0), self._critical(SPARE * self.typical)),
-            key=lambda point: max(point.residuals(self.model)[:2]),
+            key=lambda point: point.stationarity(self.model),
         )
 
     def _critical(self, least: float) -> Critical:
@@ -333,7 +341,7 @@ class Smooth:
 
     def _enter(self, stage: Stage) -> None:
         self.stage = stage
-        self.spare = SPARE * self.typical * min(1.0, (stage.gauge / SPARE_GAUGE) ** 0.5)
+        self.spare = SPARE * self.typical * min(1.0, (stage.gauge / SPARE_GAUGE) ** 0.75)
         if self.known is None:
             self._generate()
         else:

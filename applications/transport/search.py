@@ -48,8 +48,17 @@ AGAIN = (  # those from perturbed designs
     Stage(8.0, 1e-3, 15, 1e-2),
     *_falling(32.0, 1e-3, 0.1, 8, 15, 1e-1),
 )
-LAST = _falling(64.0, 1e-6, 0.3, 10, 60, 1e-2)  # from the best prices to the critical point there
-LARGE = 10_000  # pairs from which the closing solve is too slow
+LAST = _falling(64.0, 1e-6, 0.3, 12, 60, 1e-2)  # from the best prices to the critical point there
+SHARP = 1e-10  # gauge from which on the critical point may be taken
+LARGE = 1_000  # pairs from which the closing solve, with its cold lower solves, is too slow
+HUGE = 10_000  # pairs from which the climbs are cut short, at some loss
+BRIEF_FIRST = (
+    Stage(4.0, 3e-4, 50, 1e-1),
+    Stage(8.0, 3e-4, 30, 1e-1),
+    Stage(16.0, 3e-4, 25, 1e-1),
+    *_falling(32.0, 2e-5, 0.2, 3, 30, 1e-1),
+)
+BRIEF_LAST = _falling(32.0, 4e-6, 0.2, 3, 20, 1e-1)
 LIMITED_FIRST = ((8.0, 80), (16.0, 60))  # gamma and steps, where capacities have limits
 LIMITED_AGAIN = ((8.0, 12), (16.0, 24))
 LONGER = 1.7  # times a convex-concave step; nearly halves their number, while twice loses its way
@@ -103,11 +112,22 @@ def critical(model: TransitModel, price: Array) -> prices.Critical:
     """The critical point of F_gamma near the design that some prices make, at the last gamma."""
     threadpoolctl = require("threadpoolctl", "transport", "the search for designs")
     smooth = prices.Smooth(model, price)
+    stages = last_stages(model)
+    found = []
     with threadpoolctl.threadpool_limits(1):
-        for stage in LAST:
+        for stage in stages:
             for _ in smooth.steps(stage):
                 pass
-    return smooth.critical()
+            if stage.gauge <= SHARP or stage is stages[-1]:
+                found.append(smooth.critical())
+    return min(
+        found, key=lambda point: point.stationarity(model)
+    )  # rounding has a say: not always the last
+
+
+def last_stages(model: TransitModel) -> tuple[Stage, ...]:
+    """Stages that lead from the best prices to a critical point."""
+    return BRIEF_LAST if len(model.network.trips) > HUGE else LAST
 
 
 def climb(
@@ -169,10 +189,11 @@ def _first(
         if model.limited:
             first = model.relaxation(tol=ACCURACY).x if start is None else start
             return climb(model, model.x_set.project(first), LIMITED_FIRST)
+        stages = BRIEF_FIRST if len(model.network.trips) > HUGE else FIRST
         if start is None:
-            return prices.climb(model, prices.first_prices(model), FIRST, report)
+            return prices.climb(model, prices.first_prices(model), stages, report)
         lower = model.lower(model.x_set.project(start), tol=ACCURACY)
-        return prices.climb(model, lower.duals["capacity"], FIRST, report)
+        return prices.climb(model, lower.duals["capacity"], stages, report)
 
 
 def search(

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import njit
 from scipy.linalg.lapack import dpotrf, dpotrs
 from scipy.special import expit
 
@@ -60,6 +61,7 @@ class Stage(NamedTuple):
     gauge: float
     steps: int
     settled: float  # part of the barrier's own size at which the decrease that a step promises ends the stage
+    exact: bool = False  # whether the D with the operator's money is taken as it is, kinks and all
 
 
 FIRST_PRICE = 0.3  # of every link, in units of the passengers' logits
@@ -68,6 +70,7 @@ SPARE, SPARE_GAUGE = 1e-4, 1e-5
 TIE = 1e-7  # of the capacity cost, added to prices: among equally long paths the operator chooses
 LEAST = 1e-6  # price at which a step starts at least
 DAMPING = 1e-3  # least part of the concave curvature that is left out, where any is
+RIGID = 1e300  # weight of a path that takes its pair's whole flow
 RATIO = 1e6  # how far a primal-dual estimate may be from the barrier's own value
 HALVINGS, DOUBLINGS = 12, 4  # of a step
 NEW = 1e-4  # part of the paths that may still be new where a stage ends
@@ -285,16 +288,15 @@ class Smooth:
     def critical(self) -> Critical:
         """The critical point of F_gamma that the prices reached tell, without the barrier's traces.
 
-        Capacities that are no more than the barrier adds to every link are closed, where the point without them is
-        as good a critical point.
+        Capacities that are no more than the barrier adds to every link are closed, and closed links get the lowest
+        prices that keep everybody off, where the point is as good a critical one.
         """
-        return min(
-            (self._critical(0.0), self._critical(SPARE * self.typical)),
-            key=lambda point: point.stationarity(self.model),
-        )
+        self._generate()
+        least = None, 0.0, SPARE * self.typical
+        return min(map(self._critical, least), key=lambda point: point.stationarity(self.model))
 
-    def _critical(self, least: float) -> Critical:
-        """With links of less capacity than the least closed."""
+    def _critical(self, least: float | None) -> Critical:
+        """With links of no more than the least capacity closed; None: none, and the prices as they are."""
         here = self._evaluate(self.price)
         assert self.known is not None
         _, start, links = self.known
@@ -305,13 +307,13 @@ class Smooth:
         closed = np.zeros(len(self.rows), dtype=bool)
         while True:
             load = _row_sums(start, links, self.rows, costly, len(self.rows))
-            small = ~closed & (load <= least)
+            small = ~closed & (load <= least) if least is not None else closed
             if not np.any(small):
                 break
             closed |= small
             blocked = np.add.reduceat(closed[links], start[:-1]) > 0
             flow, costly = np.where(blocked, 0.0, flow), np.where(blocked, 0.0, costly)
-        price = self._closing(closed)
+        price = self.price if least is None else self._closing(closed)
         flows = []
         for part, utility, cost in zip(
             (flow, costly), self.utility, self._costs(price), strict=True
@@ -397,18 +399,29 @@ class Smooth:
             self.below = np.ones(len(self.pair)), np.ones(len(self.pair))
 
     def _evaluate(self, price: Array) -> _Point:
-        parts = [
-            _barrier(*self.structure[:3], cost, utility, self.trips, self.weight, below)
-            for cost, utility, below in zip(
-                self._costs(price), self.utility, self.below, strict=True
-            )
-        ]
-        plain, costly = (
-            part[3] - self.trips @ utility
-            for part, utility in zip(parts, self.utility, strict=True)
-        )
-        value = costly - plain + self.spare * np.sum(price) - self.row_weight @ np.log(price)
-        return _Point(float(value), *((parts[0][at], parts[1][at]) for at in range(3)))
+        costs, (utility, richer) = self._costs(price), self.utility
+        barrier = self.trips, self.weight
+        plain = _barrier(*self.structure[:3], costs[0], utility, *barrier, self.below[0])
+        if self.stage.exact:
+            costly = _all_or_nothing(*self.structure[:3], costs[1], richer, self.trips)
+        else:
+            costly = _barrier(*self.structure[:3], costs[1], richer, *barrier, self.below[1])
+        value = (costly[3] - self.trips @ richer) - (plain[3] - self.trips @ utility)
+        value += self.spare * np.sum(price) - self.row_weight @ np.log(price)
+        return _Point(float(value), *((plain[at], costly[at]) for at in range(3)))
+
+    def _concave(self, here: _Point, weight: Array) -> Array:
+        """Lower triangle of minus the Hessian of the D with the operator's money."""
+        margin = here.margin[1]
+        if not self.stage.exact:
+            return self._curvature(weight, margin)
+        assert self.known is not None
+        _, start, links = _subset(*self.known, here.flow[1] > 0)
+        elasticity = self.trips * expit(margin) * expit(-margin)
+        rigid = np.full(len(elasticity), RIGID)
+        structure = np.arange(len(start)), start, links, self.rows
+        matrix: Array = _assemble(*structure, rigid, elasticity, len(self.rows))
+        return matrix
 
     def _curvature(self, weight: Array, margin: Array) -> Array:
         """Lower triangle of minus the Hessian of a D."""
@@ -427,16 +440,24 @@ class Smooth:
         )
         return flow, costly, rest
 
+    def _follow(self, here: _Point, weight: Array, layer: int, change: Array) -> Array:
+        """Path flows of one D after a change of prices, to first order: the next primal-dual estimate."""
+        flow, margin = here.flow[layer], here.margin[layer]
+        if layer and self.stage.exact:
+            return flow
+        nothing = np.zeros(len(self.trips)), np.zeros(len(flow))
+        system = weight, expit(-margin), self.trips * expit(margin)
+        after: Array = flow + _pair_solve(*self.structure, *system, *nothing, change)[0]
+        return np.maximum(after, 0.0)
+
     def _step(self) -> float | None:
         """One Newton step; the decrease that it promises, None where the curvature is singular."""
         price, here = self.price, self._evaluate(self.price)
         slack = self.row_weight / price
         *flows, rest = self._estimates(here, slack)
         weights = [flow * own / self.weight for flow, own in zip(flows, here.flow, strict=True)]
-        convex, concave = (
-            self._curvature(weight, margin)
-            for weight, margin in zip(weights, here.margin, strict=True)
-        )
+        convex = self._curvature(weights[0], here.margin[0])
+        concave = self._concave(here, weights[1])
         np.einsum("ii->i", convex)[:] += rest / price
         if self.damping < DAMPING:
             self.damping = 0.0
@@ -471,20 +492,9 @@ class Smooth:
                 break
             length, there = 2.0 * length, farther
         taken = min(length, 1.0) * change
-        nothing = np.zeros(len(self.trips)), np.zeros(len(self.weight))
-        after = [
-            own
-            + _pair_solve(
-                *self.structure,
-                weight,
-                expit(-margin),
-                self.trips * expit(margin),
-                *nothing,
-                taken,
-            )[0]
-            for own, weight, margin in zip(here.flow, weights, here.margin, strict=True)
-        ]
-        flow, costly = (np.maximum(part, 0.0) for part in after)
+        flow, costly = (
+            self._follow(here, weight, layer, taken) for layer, weight in enumerate(weights)
+        )
         self.estimate = flow, costly, np.maximum(slack - rest / price * taken, 0.0)
         self.price = price + length * change
         if halved > 1:
@@ -502,3 +512,29 @@ def perturbed(price: Array, random: np.random.Generator, closes: bool) -> Array:
     if closes:
         moved = moved + np.where(random.random(links) < CLOSED, CLOSING, 0.0)
     return moved
+
+
+@njit(cache=True)
+def _all_or_nothing(pair_start, path_start, path_links, cost, utility, trips):  # type: ignore[no-untyped-def]
+    """What ``_barrier`` gives with no barrier: every pair on the shortest of its known paths."""
+    flow = np.zeros(len(path_start) - 1)
+    margin = np.empty(len(trips))
+    load = np.zeros(len(cost))
+    value = 0.0
+    for pair in range(len(trips)):
+        best, shortest = pair_start[pair], np.inf
+        for path in range(pair_start[pair], pair_start[pair + 1]):
+            length = 0.0
+            for position in range(path_start[path], path_start[path + 1]):
+                length += cost[path_links[position]]
+            if length < shortest:
+                best, shortest = path, length
+        m = utility[pair] - shortest
+        small = np.exp(-abs(m))
+        share = 1.0 / (1.0 + small) if m > 0 else small / (1.0 + small)
+        flow[best] = max(trips[pair] * share, 1e-300)  # tells the path, however little it carries
+        margin[pair] = m
+        value += trips[pair] * (utility[pair] - 1.0 - max(m, 0.0) - np.log1p(small))
+        for position in range(path_start[best], path_start[best + 1]):
+            load[path_links[position]] += flow[best]
+    return flow, margin, load, value

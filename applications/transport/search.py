@@ -52,13 +52,16 @@ LAST = _falling(64.0, 1e-6, 0.3, 12, 60, 1e-2)  # from the best prices to the cr
 SHARP = 1e-10  # gauge from which on the critical point may be taken
 LARGE = 1_000  # pairs from which the closing solve, with its cold lower solves, is too slow
 HUGE = 10_000  # pairs from which the climbs are cut short, at some loss
+# With the operator's D exact steps are cheaper and need no small gauge; from the start they would end in the first
+# local optimum, and on small networks they leave good ones.
+LARGE_LAST = _falling(32.0, 1e-6, 0.3, 8, 40, 1e-2, True)
 BRIEF_FIRST = (
     Stage(4.0, 3e-4, 50, 1e-1),
     Stage(8.0, 3e-4, 30, 1e-1),
     Stage(16.0, 3e-4, 25, 1e-1),
-    *_falling(32.0, 2e-5, 0.2, 3, 30, 1e-1),
+    *_falling(32.0, 2e-5, 0.2, 3, 30, 1e-1, True),
 )
-BRIEF_LAST = _falling(32.0, 4e-6, 0.2, 3, 20, 1e-1)
+BRIEF_LAST = _falling(32.0, 8e-7, 0.2, 3, 20, 1e-1, True)
 LIMITED_FIRST = ((8.0, 80), (16.0, 60))  # gamma and steps, where capacities have limits
 LIMITED_AGAIN = ((8.0, 12), (16.0, 24))
 LONGER = 1.7  # times a convex-concave step; nearly halves their number, while twice loses its way
@@ -127,7 +130,8 @@ def critical(model: TransitModel, price: Array) -> prices.Critical:
 
 def last_stages(model: TransitModel) -> tuple[Stage, ...]:
     """Stages that lead from the best prices to a critical point."""
-    return BRIEF_LAST if len(model.network.trips) > HUGE else LAST
+    pairs = len(model.network.trips)
+    return BRIEF_LAST if pairs > HUGE else LARGE_LAST if pairs > LARGE else LAST
 
 
 def climb(

@@ -56,11 +56,12 @@ def test_dual_bounds_the_smoothed_profit_and_meets_it_at_the_passengers_prices(m
     assert _psi(model, own, gamma) <= here.value + 1e-6 * size
 
 
-def test_smoothed_dual_has_the_gradient_and_curvature_that_steps_use(model):
+@pytest.mark.parametrize("exact", [False, True])
+def test_smoothed_dual_has_the_gradient_and_curvature_that_steps_use(model, exact):
     random = np.random.default_rng(3)
     price = random.uniform(0.1, 0.4, model.paths.links)
     smooth = prices.Smooth(model, price)
-    smooth._enter(prices.Stage(8.0, 1e-2, 1, 1e-2))
+    smooth._enter(prices.Stage(8.0, 1e-2, 1, 1e-2, exact))
     toward = random.standard_normal(model.paths.links)
     step = 1e-6
 
@@ -72,10 +73,9 @@ def test_smoothed_dual_has_the_gradient_and_curvature_that_steps_use(model):
     (ahead, after), (behind, before) = slope(price + step * toward), slope(price - step * toward)
     assert (ahead - behind) / (2 * step) == pytest.approx(slope(price)[1], rel=1e-5)
     here = smooth._evaluate(price)
-    convex, concave = (
-        smooth._curvature(flow**2 / smooth.weight, margin)
-        for flow, margin in zip(here.flow, here.margin, strict=True)
-    )
+    weights = [flow**2 / smooth.weight for flow in here.flow]
+    convex = smooth._curvature(weights[0], here.margin[0])
+    concave = smooth._concave(here, weights[1])
     lower = convex - concave
     curved = toward @ (np.tril(lower) + np.tril(lower, -1).T) @ toward
     curved += toward @ (smooth.row_weight / price**2 * toward)
@@ -117,6 +117,17 @@ def test_where_a_climb_ends_is_proven_critical(model, critical):
     assert gap <= model.accuracy
     assert promised <= 1e-6
     assert critical.stationarity(model) <= 1e-6
+
+
+def test_with_the_operators_dual_exact_nothing_is_promised_at_all(model):
+    """Its flows then minimise the majorant that the prices make, whatever the prices."""
+    smooth = prices.Smooth(model, prices.first_prices(model))
+    for _ in smooth.steps(prices.Stage(8.0, 1e-3, 10, 1e-2, True)):
+        pass
+    smooth._generate()
+    gap, promised, _ = smooth._critical(None).residuals(model)
+    assert promised <= 1e-9
+    assert gap > 1e-6  # ten steps are no solution
 
 
 def test_both_answers_at_a_critical_point_are_those_that_the_solver_finds(model, critical):

@@ -214,7 +214,7 @@ def certify(
         few = math.prod(x.shape) <= LARGEST
         if first_order > tol and few and isinstance(box, Box) and not extrapolate:
             oracle = Penalty(model, gamma, tol=saddle_tol)
-            first_order, radius = kink_stationarity(oracle, here, box), RADIUS
+            first_order, radius = kink_stationarity(oracle, here, box, tol), RADIUS
             if (
                 first_order <= tol
             ):  # gradients combine to zero at a ridge too, where a move descends

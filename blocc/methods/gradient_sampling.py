@@ -2,7 +2,9 @@
 
 Where the lower level's active set changes, f(x, y(x)) has a kink, and F_gamma at a large gamma is smooth only on the
 scale 1/gamma: no single gradient vanishes at its minimum, but a convex combination of gradients taken nearby does
-(Goldstein's stationarity). Costs 2 n evaluations a step, so it is for few upper variables.
+(Goldstein's stationarity). Random samples miss thin pieces of f; what they leave is therefore tried as a step, and
+where F_gamma does not fall along it, the gradient found there joins (Mahdavi-Amiri, Yousefpour 2012). Costs 2 n
+evaluations a step and more, so it is for few upper variables.
 """
 
 from __future__ import annotations
@@ -29,35 +31,56 @@ Array = Any
 Oracle = Callable[[Array], Evaluation]
 
 RADIUS = 1e-5  # relative to 1 + max|x|: the neighbourhood in which gradients are combined
+SUFFICIENT = (
+    0.1  # of the fall that a combined gradient promises: with less, it is no descent direction
+)
 LARGEST = 40  # upper variables, beyond which sampling costs too much
 
 
 def combined_gradient(
-    oracle: Oracle, here: Evaluation, x_set: Box, radius: float, seed: int = 0
+    oracle: Oracle, here: Evaluation, x_set: Box, radius: float, tol: float, seed: int = 0
 ) -> Array:
     """Convex combination of gradients within ``radius`` of here that leaves the smallest feasible descent.
 
-    Samples are drawn around here, evenly in every direction. Where the lower level is infeasible, the proof's normal
-    to its domain joins the cone of directions that cannot be taken.
+    Samples are drawn around here, evenly in every direction; then one at a time where the combination so far says
+    that F_gamma falls, until it does fall there or what is left is within ``tol``. Where the lower level is infeasible,
+    the proof's normal to its domain joins the cone of directions that cannot be taken.
     """
     xp = namespace(here.x)
     gradients, normals = [here.gradient], []
     size = math.prod(here.x.shape)
     length = radius * (1.0 + float(xp.max(xp.abs(here.x))))
-    for index in range(2 * size):
-        direction = random_normal(here.x, seed + index)
-        direction = direction / xp.max(xp.abs(direction))
+
+    def sample(direction: Array) -> bool:
+        """Whether the combination may become smaller by what is found there."""
+        x = x_set.project(here.x + length * direction / xp.max(xp.abs(direction)))
         try:
-            there = oracle(x_set.project(here.x + length * direction))
+            there = oracle(x)
         except LowerInfeasibleError as error:
-            if error.normal is not None and float(xp.max(xp.abs(error.normal))) > 0:
-                normals.append(error.normal / xp.max(xp.abs(error.normal)))
+            if error.normal is None or not float(xp.max(xp.abs(error.normal))) > 0:
+                return False
+            normals.append(error.normal / xp.max(xp.abs(error.normal)))
+            return True
         except LowerLevelError:
-            continue
-        else:
-            if all_finite(there.gradient):
-                gradients.append(there.gradient)
-    return smallest_combination(gradients, normals, here.x, x_set)
+            return False
+        if not all_finite(there.gradient):
+            return False
+        gradients.append(there.gradient)
+        promised = float(xp.sum(combination * (x - here.x)))
+        return there.value > here.value + min(SUFFICIENT * promised, -_noise(here))
+
+    combination = here.gradient
+    for index in range(2 * size):
+        sample(random_normal(here.x, seed + index))
+    left = math.inf
+    for _ in range(2 * size + 2):
+        combination = smallest_combination(gradients, normals, here.x, x_set)
+        before, left = left, stationarity(here.x, combination, x_set)
+        if left <= tol or left > 0.99 * before or not sample(-combination):
+            break
+    else:
+        combination = smallest_combination(gradients, normals, here.x, x_set)
+    return combination
 
 
 def smallest_combination(
@@ -94,15 +117,33 @@ def smallest_combination(
     return xp.reshape(combination, x.shape)
 
 
-def kink_stationarity(oracle: Oracle, here: Evaluation, x_set: Box, seed: int = 0) -> float:
+def kink_stationarity(oracle: Oracle, here: Evaluation, x_set: Box, tol: float) -> float:
     """Stationarity of the best combined gradient within RADIUS: small at a minimum with a kink."""
-    return stationarity(here.x, combined_gradient(oracle, here, x_set, RADIUS, seed), x_set)
+    return stationarity(here.x, combined_gradient(oracle, here, x_set, RADIUS, tol), x_set)
 
 
 def gradient_sampling(
-    oracle: Oracle, start: Evaluation, x_set: Box, *, tol: float, max_iterations: int
+    oracle: Oracle,
+    start: Evaluation,
+    x_set: Box,
+    *,
+    tol: float,
+    max_iterations: int,
+    restore: Callable[[Array], Array] | None = None,
 ) -> Iterator[Evaluation]:
     """Descend along combined gradients, the radius shrinking from 1e-2 to RADIUS.
+
+    Parameters
+    ----------
+    oracle : callable
+        Evaluates at an x; raises LowerLevelError where the lower level has no answer.
+    start : Evaluation
+    x_set : Box
+    tol : float
+        Stationarity at which to stop.
+    max_iterations : int
+    restore : callable, optional
+        Nearest x at which the lower level has an answer: along an edge of its domain, steps end outside by rounding.
 
     Yields
     ------
@@ -112,7 +153,7 @@ def gradient_sampling(
     here, radius = start, 1e-2
     xp = namespace(start.x)
     for iteration in range(max_iterations):
-        gradient = combined_gradient(oracle, here, x_set, radius, seed=1000 * iteration)
+        gradient = combined_gradient(oracle, here, x_set, radius, tol, seed=1000 * iteration)
         found = None
         if stationarity(here.x, gradient, x_set) > max(tol, 1e-2 * radius):
             size = float(xp.max(xp.abs(gradient)))
@@ -123,6 +164,8 @@ def gradient_sampling(
                     found = there
                     break
                 length *= 0.3
+            if found is None and restore is not None:
+                found = _restored(oracle, here, gradient, radius, x_set, restore)
         if found is None and radius <= RADIUS:
             yield from _finish(oracle, here, x_set, tol)
             return
@@ -135,7 +178,7 @@ def gradient_sampling(
 
 def _finish(oracle: Oracle, here: Evaluation, x_set: Box, tol: float) -> Iterator[Evaluation]:
     """Along the kink values are level within their noise: steps that shorten the combined gradient go on."""
-    gradient = combined_gradient(oracle, here, x_set, RADIUS)
+    gradient = combined_gradient(oracle, here, x_set, RADIUS, 0.5 * tol)
     length = 1.0
     for _ in range(40):
         left = stationarity(here.x, gradient, x_set)
@@ -143,12 +186,33 @@ def _finish(oracle: Oracle, here: Evaluation, x_set: Box, tol: float) -> Iterato
             return
         there = _tried(oracle, x_set.project(here.x - length * gradient))
         if there is not None and there.value <= here.value + _noise(here):
-            combined = combined_gradient(oracle, there, x_set, RADIUS)
+            combined = combined_gradient(oracle, there, x_set, RADIUS, 0.5 * tol)
             if stationarity(there.x, combined, x_set) < 0.9 * left:
                 here, gradient = there, combined
                 yield here
                 continue
         length *= 0.4
+
+
+def _restored(
+    oracle: Oracle,
+    here: Evaluation,
+    gradient: Array,
+    radius: float,
+    x_set: Box,
+    restore: Callable[[Array], Array],
+) -> Evaluation | None:
+    """A better point among few, each moved back into the lower level's domain."""
+    xp = namespace(here.x)
+    unit = radius * (1.0 + float(xp.max(xp.abs(here.x)))) / float(xp.max(xp.abs(gradient)))
+    for factor in (100.0, 10.0, 1.0, 0.1):
+        try:
+            there = oracle(restore(x_set.project(here.x - factor * unit * gradient)))
+        except LowerLevelError:
+            continue
+        if there.value < here.value - _noise(here):
+            return there
+    return None
 
 
 def _tried(oracle: Oracle, x: Array) -> Evaluation | None:

@@ -8,6 +8,7 @@ large gamma from a cold start stalls, design section 2), until what the penalise
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import warnings
@@ -63,6 +64,7 @@ PROBE_ROUNDS = 3
 STAGE_STEPS = 30
 COLD_ROUNDS, COLD_STEPS = 8, 30
 NEAR = 100.0  # tolerances by which the last penalty may miss the true value without a doubt about its gradient
+INSIDE = 1e-9  # relative distance from the edge of the lower level's domain at which a restored x may lie
 POLISH_AT = 1e-3  # relative penalty below which extrapolated hypergradients are accurate (error about its square)
 
 
@@ -361,9 +363,12 @@ class Homotopy:
             return here
         if descent.stationarity(here.x, here.gradient, x_set) <= self.tol:
             return here
+        restore = None
+        if isinstance(self.model, CanRestore):
+            restore = functools.partial(self.model.restore, inside=INSIDE)
         with self.progress.timed("gradient sampling"):
             for accepted in gradient_sampling(
-                penalty, here, x_set, tol=self.tol, max_iterations=30
+                penalty, here, x_set, tol=self.tol, max_iterations=30, restore=restore
             ):
                 here = accepted
                 self._record(state, here, "sampling", math.nan)
@@ -499,7 +504,7 @@ class Homotopy:
         yield x
         if isinstance(self.model, CanRestore):
             with contextlib.suppress(LowerLevelError):
-                yield self.model.restore(x, inside=1e-9)
+                yield self.model.restore(x, inside=INSIDE)
         for inward in (1e-9, 1e-8, 1e-7, 1e-6, 1e-4, 1e-2):
             yield x + inward * (state.interior - x)
 

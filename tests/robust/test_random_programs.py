@@ -71,6 +71,22 @@ def test_no_false_claim_in_functional_form_where(seed, what):
     assert outcome.word in ("STATIONARY", "FEASIBLE"), (what, outcome)
 
 
+@pytest.mark.parametrize(
+    ("seed", "what"),
+    [
+        (135, "a kink where four pieces meet, one of them missed by random samples"),
+        (12236, "one upper variable, both random samples on the same side"),
+        (12051, "descent along the edge of the lower level's domain"),
+        (12277, "the same, a slab a millionth wide"),
+    ],
+    ids=lambda value: str(value).split(":")[0].split(",")[0],
+)
+def test_kinks_and_edges_are_certified_in_functional_form(seed, what):
+    """Each ended feasible, without a certificate of stationarity."""
+    outcome = trial.attempt(programs.program(seed), "functional", 120.0)
+    assert (outcome.word, outcome.false) == ("STATIONARY", None), (what, outcome)
+
+
 # ---- the oracle itself: it must be able to say no ---------------------------------------------------------------
 
 

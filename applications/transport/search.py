@@ -12,9 +12,10 @@ does not depend on how many run at a time, and a killed search resumes to the sa
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,7 @@ SMALL, PASSES = (
     300,
     20,
 )  # links up to which modules are improved link by link, and how often at most
+TOGETHER = 10_000  # pairs of moves up to which modules of two links are moved at once
 ATTEMPTS = 3  # at a round whose workers die
 
 
@@ -336,9 +338,10 @@ def _resumed(path: str | os.PathLike[str], identity: str) -> Found:
 
 
 def round_to_modules(model: TransitModel, capacity: Array, module: Array) -> Array:
-    """Whole numbers of modules near some capacities: the most profitable of several roundings, improved link by link.
+    """Whole numbers of modules near some capacities: the most profitable of several roundings, improved.
 
-    Links whose capacity is fixed keep it.
+    One link is moved at a time, and where nothing more is found, on small networks two. Links whose capacity is
+    fixed keep it.
 
     Parameters
     ----------
@@ -387,18 +390,27 @@ def round_to_modules(model: TransitModel, capacity: Array, module: Array) -> Arr
         earned = profit(trial)
         if earned > value:
             best, value = trial, earned
-    for _ in range(PASSES if len(capacity) <= SMALL else 0):
+    steps = [(link, sign * module[link]) for link in np.flatnonzero(~fixed) for sign in (-1.0, 1.0)]
+    alone, together = [(step,) for step in steps], []
+    if len(steps) ** 2 <= TOGETHER:  # what one link gains may need another's module, or its money
+        together = [pair for pair in itertools.combinations(steps, 2) if pair[0][0] != pair[1][0]]
+
+    def improved(moves: Sequence[tuple[tuple[Any, Any], ...]]) -> bool:
+        """One pass over some moves; whether it found anything."""
+        nonlocal best, value
         before = value
-        for link in np.flatnonzero(~fixed):
-            for change in (-module[link], module[link]):
-                trial = best.copy()
+        for move in moves:
+            trial = best.copy()
+            for link, change in move:
                 trial[link] += change
-                if not least[link] <= trial[link] <= most[link]:
-                    continue
-                earned = profit(trial)
-                if earned > value + 1e-9 * (1.0 + abs(value)):
-                    best, value = trial, earned
-                    break
-        if value == before:
+            if np.any(trial < least) or np.any(trial > most):
+                continue
+            earned = profit(trial)
+            if earned > value + 1e-9 * (1.0 + abs(value)):
+                best, value = trial, earned
+        return value > before
+
+    for _ in range(PASSES if len(capacity) <= SMALL else 0):
+        if not improved(alone) and not improved(together):
             break
     return best

@@ -55,7 +55,6 @@ LARGE = 1_000  # pairs from which the closing solve, with its cold lower solves,
 HUGE = 10_000  # pairs from which the climbs are cut short, at some loss
 # With the operator's D exact steps are cheaper and need no small gauge; from the start they would end in the first
 # local optimum, and on small networks they leave good ones.
-LARGE_LAST = _falling(32.0, 1e-6, 0.3, 8, 40, 1e-2, True)
 BRIEF_FIRST = (
     Stage(4.0, 3e-4, 50, 1e-1),
     Stage(8.0, 3e-4, 30, 1e-1),
@@ -132,8 +131,7 @@ def critical(model: TransitModel, price: Array) -> prices.Critical:
 
 def last_stages(model: TransitModel) -> tuple[Stage, ...]:
     """Stages that lead from the best prices to a critical point."""
-    pairs = len(model.network.trips)
-    return BRIEF_LAST if pairs > HUGE else LARGE_LAST if pairs > LARGE else LAST
+    return BRIEF_LAST if len(model.network.trips) > HUGE else LAST
 
 
 def climb(

@@ -339,32 +339,13 @@ def design(
         model.schedule = Schedule(start=gamma, limit=gamma)
         if found.interrupted:
             result = _exactly(model, found.capacity(model), tol, Status.INTERRUPTED, progress)
-        elif not model.limited and len(network.trips) > LARGE:
-            # the closing solve, hundreds of lower solves, would take hours
-            result = _by_prices(model, found, tol, progress)
-            if on_failure == "raise" and not result.success:
+        else:
+            result = _closed(model, found, tol, max_iterations, progress)
+            interrupted = result.status is Status.INTERRUPTED
+            if on_failure == "raise" and not result.success and not interrupted:
                 raise SolveError(
                     f"{result.message}. The answer is in this exception's result", result
                 )
-        else:
-            try:
-                result = solve(
-                    model,
-                    found.start(model),
-                    tol=tol,
-                    max_iterations=max_iterations,
-                    progress=progress,
-                    on_failure=on_failure,
-                )
-            except SolveInterrupted as interrupt:
-                if interrupt.result is None:
-                    raise
-                result = interrupt.result
-            except LowerLevelError as error:  # the search's design is an answer all the same
-                result = _exactly(model, found.capacity(model), tol, Status.FEASIBLE, progress)
-                result = replace(result, message=f"{result.message} ({error})")
-                if on_failure == "raise":
-                    raise SolveError(result.message, result) from error
         if modules is not None:
             with progress.timed("rounding"):
                 whole = round_to_modules(model, np.asarray(result.x), modules)
@@ -444,6 +425,36 @@ def _modules(network: Network, module: Any) -> Floats:
     if not np.all((modules > 0) & np.isfinite(modules)):
         raise InvalidInputError("module sizes must be positive and finite")
     return modules
+
+
+def _closed(
+    model: TransitModel, found: Found, tol: float, max_iterations: int, progress: Progress
+) -> Result:
+    """The search's design led to a certificate: by the core's solve, or where that is too slow or fails by prices."""
+    result, reason = None, ""
+    if model.limited or len(model.network.trips) <= LARGE:
+        try:
+            result = solve(
+                model,
+                found.start(model),
+                tol=tol,
+                max_iterations=max_iterations,
+                progress=progress,
+                on_failure="return",
+            )
+        except SolveInterrupted as interrupt:
+            if interrupt.result is None:
+                raise
+            return interrupt.result
+        except LowerLevelError as error:  # the search's design is an answer all the same
+            reason = f" ({error})"
+    if result is not None and (result.success or model.limited):
+        return result
+    if model.limited:
+        result = _exactly(model, found.capacity(model), tol, Status.FEASIBLE, progress)
+        return replace(result, message=f"{result.message}{reason}")
+    proven = _by_prices(model, found, tol, progress)
+    return proven if result is None or proven.success else result
 
 
 def _by_prices(model: TransitModel, found: Found, tol: float, progress: Progress) -> Result:

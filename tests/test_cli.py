@@ -136,7 +136,8 @@ def test_a_directory_of_tables_is_designed(tmp_path):
 
 
 def test_unfinished_design_is_written_and_exits_with_1(tmp_path):
-    done = run("transport", "design", "nine_node", "--out", str(tmp_path), "--max-iterations", "1")
+    brief = ("--budget", "20", "--starts", "0", "--max-iterations", "1")
+    done = run("transport", "design", "nine_node", "--out", str(tmp_path), *brief)
     assert done.returncode == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["status"] not in ("optimal", "stationary")

@@ -16,7 +16,7 @@ import blocc
 from blocc.certificate import Certificate, certify
 from blocc.errors import InvalidInputError, LowerLevelError, SolveError, SolveInterrupted
 from blocc.methods.homotopy import OnFailure, solve
-from blocc.model import Schedule
+from blocc.model import Saddle, Schedule
 from blocc.progress import Progress, Record
 from blocc.result import Result, Status
 
@@ -337,7 +337,9 @@ def design(
         # The climbs have been through the small gammas: only the last is left, and its certificate.
         gamma = _last_gamma(model)
         model.schedule = Schedule(start=gamma, limit=gamma)
-        if found.interrupted:
+        if found.interrupted and not model.limited:
+            result = _by_prices(model, found, tol, progress, interrupted=True)
+        elif found.interrupted:
             result = _exactly(model, found.capacity(model), tol, Status.INTERRUPTED, progress)
         else:
             result = _closed(model, found, tol, max_iterations, progress)
@@ -452,44 +454,61 @@ def _closed(
         return result
     if model.limited:
         result = _exactly(model, found.capacity(model), tol, Status.FEASIBLE, progress)
-        return replace(result, message=f"{result.message}{reason}")
-    proven = _by_prices(model, found, tol, progress)
-    return proven if result is None or proven.success else result
-
-
-def _by_prices(model: TransitModel, found: Found, tol: float, progress: Progress) -> Result:
-    """The search's design, with what link prices prove of it and of the critical point near it: no cold solves."""
-    with progress.timed("critical point"):
-        point = critical(model, found.state)
-    with progress.timed("certificate"):
-        stationarity, penalized = point.stationarity(model), point.residuals(model)[2]
-        # both earn no less than the critical point: it has capacity that nobody uses
-        starts = answer(model, found.state), point.answer()
-        _, capacity, warm = max(
-            ((*trimmed(model, start), start) for start in starts), key=lambda design: design[0]
+    else:
+        proven = _by_prices(model, found, tol, progress)
+        candidates = [proven] if result is None else [result, proven]
+        result = min(
+            candidates, key=lambda one: (not one.success, not one.certificate.lower_ok(tol))
         )
-        lower = model.lower(capacity, tol=tol, warm=warm)
+    return replace(result, message=f"{result.message}{reason}")
+
+
+def _by_prices(
+    model: TransitModel, found: Found, tol: float, progress: Progress, interrupted: bool = False
+) -> Result:
+    """The search's design, with what link prices prove of it and of the critical point near it: no cold solves."""
+    point = proof = None
+    starts = [answer(model, found.state)]
+    if not interrupted:
+        try:
+            with progress.timed("critical point"):
+                point = critical(model, found.state)
+            proof = point.proof(model)
+            starts.append(point.answer())
+        except KeyboardInterrupt:
+            interrupted = True
+    with progress.timed("certificate"):
+        objective, capacity, lower = _best_answer(model, starts, tol)
         proven = model.residuals(capacity, lower.y, lower.duals)
-        objective, bound = model.upper(capacity, lower.y), model.relaxation(tol=tol).bound
-    moved = np.max(np.abs(capacity - point.capacity)) / (1.0 + np.max(point.capacity))
+        bound = model.relaxation(tol=tol).bound
+    moved = 0.0
+    if point is not None:
+        away = np.max(np.abs(capacity - point.capacity))
+        moved = float(away / (1.0 + np.max(point.capacity)))
     certificate = Certificate(
         lower_gap=proven.gap,
         violation=proven.violation,
         dual_infeasibility=proven.dual_infeasibility,
         complementarity=proven.complementarity,
-        stationarity=stationarity,
-        gamma=point.gamma,
-        moved=float(moved),
+        stationarity=np.inf if proof is None else proof.stationarity,
+        gamma=np.inf if point is None else point.gamma,
+        moved=moved,
         response_objective=objective,
         response_violation=0.0,
-        penalized_objective=penalized,
+        penalized_objective=objective if proof is None else proof.value,
         bound=bound,
         bound_gap=None if bound is None else (objective - bound) / (1.0 + abs(objective)),
     )
-    if not certificate.lower_ok(tol):
+    # the returned design was reached from the critical point: without loss, or nothing is said
+    lost = proof is None or objective > proof.response + tol * (1.0 + abs(proof.response))
+    if interrupted:
+        status = Status.INTERRUPTED
+    elif not certificate.lower_ok(tol):
         status = Status.LOWER_NOT_SOLVED
+    elif certificate.optimal(tol):
+        status = Status.OPTIMAL
     else:
-        status = Status.IMPROVED if certificate.ok(tol) else Status.FEASIBLE
+        status = Status.IMPROVED if certificate.ok(tol) and not lost else Status.FEASIBLE
     message = status.value
     if status is Status.FEASIBLE:
         message += f" (residual {certificate.stationarity:.1e})"
@@ -507,6 +526,23 @@ def _by_prices(model: TransitModel, found: Found, tol: float, progress: Progress
         timings=dict(progress.timings),
         message=message,
     )
+
+
+def _best_answer(
+    model: TransitModel, starts: list[dict[str, Any]], tol: float
+) -> tuple[float, Floats, Saddle]:
+    """Of the designs that some answers make, the one that is worth most when the answer is proven."""
+    answers: list[tuple[float, Floats, Saddle]] = []
+    for start in starts:
+        capacity = trimmed(model, start)[1]
+        try:
+            lower = model.lower(capacity, tol=tol, warm=start)
+        except LowerLevelError:
+            if start is starts[-1] and not answers:
+                raise
+            continue
+        answers.append((model.upper(capacity, lower.y), capacity, lower))
+    return min(answers, key=lambda one: one[0])
 
 
 def _last_gamma(model: TransitModel) -> float:

@@ -176,6 +176,17 @@ class _Point(NamedTuple):
     load: tuple[Array, Array]
 
 
+class Proof(NamedTuple):
+    """Of a critical point: the passengers' relative gap, what a step promises of F_gamma / gamma, the first-order
+    residual, F_gamma, and the true upper value of the capacities."""
+
+    gap: float
+    promised: float
+    stationarity: float
+    value: float
+    response: float
+
+
 class Critical(NamedTuple):
     """A critical point of F_gamma, with what proves it.
 
@@ -208,41 +219,43 @@ class Critical(NamedTuple):
             "price": self.price,
         }
 
-    def stationarity(self, model: TransitModel) -> float:
-        """Residual of the first-order condition, of which the lower level's gap is a part.
+    def proof(self, model: TransitModel) -> Proof:
+        """What holds at the capacities, by weak duality alone.
 
-        Everywhere else the certificate takes link prices from a solve to ``model.accuracy``: that gap counts as 1e-6.
-        """
-        gap, promised, _ = self.residuals(model)
-        return max(promised, 1e-6 * gap / model.accuracy)
-
-    def residuals(self, model: TransitModel) -> tuple[float, float, float]:
-        """Upper bounds on the lower level's relative gap and on what a step promises, by weak duality; F_gamma.
-
-        Both answers are shrunk into the capacities, and the prices bound both optimal values from below. Where the
-        prices are optimal for the lower level to within the gap, F_gamma's convex majorant at them promises no larger
-        decrease than the second answer's gap, relative, times gamma, as in
+        Both answers are shrunk into the capacities, and the prices bound both optimal values from below. The second
+        answer's gap bounds the decrease that F_gamma's convex majorant at these prices promises; the first's, how far
+        the prices are from those of the majorant. Both count in the stationarity: relative, times gamma, as in
         :func:`blocc.certificate.predicted_decrease`.
         """
         network, paths, gamma = model.network, model.paths, self.gamma
 
-        def gap(flow: Array, utility: Array, price: Array) -> tuple[float, float]:
+        def gap(flow: Array, utility: Array, price: Array) -> tuple[float, float, Array]:
             _, load, carried = _shrunk(*self.paths, flow, self.capacity, network.trips)
             idle = expit(utility)  # a pair without trips counts nothing
             share = np.divide(carried, network.trips, out=idle, where=network.trips > 0)
+            share = np.clip(share, 0.0, 1.0)
             value = paths.objective(load, share, utility)
-            return value, value - paths.dual_value(price, self.capacity, utility)
+            return value, value - paths.dual_value(price, self.capacity, utility), share
 
         extra = 1.0 / gamma
-        lower, below = gap(self.flow, network.alternative_time, self.price)
+        lower, below, share = gap(self.flow, network.alternative_time, self.price)
         utility = network.alternative_time + extra * network.revenue
-        penalized, promised = gap(
-            self.costly_flow, utility, self.price + extra * network.capacity_cost
+        price = self.price + extra * network.capacity_cost
+        penalized, promised, _ = gap(self.costly_flow, utility, price)
+        cost, revenue = (
+            float(network.capacity_cost @ self.capacity),
+            network.trips * network.revenue,
         )
-        value = float(network.capacity_cost @ self.capacity - network.trips @ network.revenue)
-        value += gamma * (penalized - lower)
-        stationarity = max(1.0, gamma) * gamma * max(0.0, promised) / (1.0 + abs(value))
-        return max(0.0, below) / (1.0 + abs(lower)), stationarity, value
+        value = cost - float(np.sum(revenue)) + gamma * (penalized - lower)
+        below, promised = max(0.0, below), max(0.0, promised)
+        stationarity = max(1.0, gamma) * gamma * (promised + below) / (1.0 + abs(value))
+        return Proof(
+            gap=below / (1.0 + abs(lower)),
+            promised=promised,
+            stationarity=stationarity if np.isfinite(stationarity) else np.inf,
+            value=value,
+            response=cost - float(revenue @ share),
+        )
 
 
 class Smooth:
@@ -293,7 +306,9 @@ class Smooth:
         """
         self._generate()
         least = None, 0.0, SPARE * self.typical
-        return min(map(self._critical, least), key=lambda point: point.stationarity(self.model))
+        return min(
+            map(self._critical, least), key=lambda point: point.proof(self.model).stationarity
+        )
 
     def _critical(self, least: float | None) -> Critical:
         """With links of no more than the least capacity closed; None: none, and the prices as they are."""

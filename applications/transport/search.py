@@ -124,9 +124,13 @@ def critical(model: TransitModel, price: Array) -> prices.Critical:
                 pass
             if stage.gauge <= SHARP or stage is stages[-1]:
                 found.append(smooth.critical())
-    return min(
-        found, key=lambda point: point.stationarity(model)
-    )  # rounding has a say: not always the last
+    # rounding has a say: not always the last
+    return min(found, key=lambda point: point.proof(model).stationarity)
+
+
+def first_stages(model: TransitModel) -> tuple[Stage, ...]:
+    """Stages of the first climb."""
+    return BRIEF_FIRST if len(model.network.trips) > HUGE else FIRST
 
 
 def last_stages(model: TransitModel) -> tuple[Stage, ...]:
@@ -193,7 +197,7 @@ def _first(
         if model.limited:
             first = model.relaxation(tol=ACCURACY).x if start is None else start
             return climb(model, model.x_set.project(first), LIMITED_FIRST)
-        stages = BRIEF_FIRST if len(model.network.trips) > HUGE else FIRST
+        stages = first_stages(model)
         if start is None:
             return prices.climb(model, prices.first_prices(model), stages, report)
         lower = model.lower(model.x_set.project(start), tol=ACCURACY)
@@ -305,7 +309,7 @@ def _identity(model: TransitModel, seed: int, start: Array | None) -> str:
     """Digest of everything that the result of a search depends on, but for the number of trials."""
     network = model.network
     digest = hashlib.sha256(
-        f"{seed} {ROUND} {FIRST} {AGAIN} {LIMITED_FIRST} {LIMITED_AGAIN}".encode()
+        f"{seed} {ROUND} {first_stages(model)} {AGAIN} {LIMITED_FIRST} {LIMITED_AGAIN}".encode()
     )
     for part in (
         network.tail,
@@ -330,7 +334,8 @@ def _resumed(path: str | os.PathLike[str], identity: str) -> Found:
     arrays, meta = read_archive(path, CHECKPOINT)
     if meta["identity"] != identity:
         raise InvalidInputError(
-            f"{path}: checkpoint of another network, seed or other limits; start without resume"
+            f"{path}: checkpoint of another network, seed, version or other limits; start "
+            "without resume"
         )
     return Found(arrays["state"], meta["profit"], meta["trials"])
 

@@ -534,7 +534,7 @@ def _best_answer(
     """Of the designs that some answers make, the one that is worth most when the answer is proven."""
     answers: list[tuple[float, Floats, Saddle]] = []
     for start in starts:
-        capacity = trimmed(model, start)[1]
+        capacity = trimmed(model, start)
         try:
             lower = model.lower(capacity, tol=tol, warm=start)
         except LowerLevelError:

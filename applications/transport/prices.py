@@ -27,7 +27,7 @@ passengers' problem solved.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,35 +92,35 @@ def loading(model: TransitModel, price: Array) -> tuple[float, Array]:
     """Profit, and the link flows that earn it, of the design that some prices make."""
     network = model.network
     pair, start, links, trips = _routes(model, _own(model, price))
-    flow = np.bincount(links, np.repeat(trips, np.diff(start)), minlength=model.paths.links)
     cost = _path_sums(start, links, network.capacity_cost)
-    return float(trips @ (network.revenue[pair] - cost)), flow
+    return float(trips @ (network.revenue[pair] - cost)), _load(model, start, links, trips)
 
 
 def answer(model: TransitModel, price: Array) -> dict[str, Array]:
     """The passengers' answer to the design that some prices make, as a warm start: paths, their flows, prices."""
     own = _own(model, price)
-    pair, start, links, trips = _routes(model, own)
+    *routes, trips = _routes(model, own)
+    return _warm(routes, trips, own)
+
+
+def trimmed(model: TransitModel, start: Mapping[str, Array]) -> Array:
+    """Capacities of the design that gives an answer's flows what they need, and hardly more."""
+    load = _load(model, start["path_start"], start["path_links"], start["path_flow"])
+    return (1.0 + TIGHT) * load
+
+
+def _load(model: TransitModel, start: Array, links: Array, flow: Array) -> Array:
+    """Link flows of path flows."""
+    return np.bincount(links, np.repeat(flow, np.diff(start)), minlength=model.paths.links)
+
+
+def _warm(paths: Sequence[Array], flow: Array, price: Array) -> dict[str, Array]:
+    """Warm start of the passengers' problem, as ``paths.Response.warm``."""
     return {
-        "path_pair": pair,
-        "path_start": start,
-        "path_links": links,
-        "path_flow": trips,
-        "price": own,
+        **dict(zip(("path_pair", "path_start", "path_links"), paths, strict=True)),
+        "path_flow": flow,
+        "price": price,
     }
-
-
-def trimmed(model: TransitModel, start: Mapping[str, Array]) -> tuple[float, Array]:
-    """Profit and capacities of the design that gives an answer's flows what they need, and hardly more."""
-    network, flow = model.network, start["path_flow"]
-    load = np.bincount(
-        start["path_links"],
-        np.repeat(flow, np.diff(start["path_start"])),
-        minlength=model.paths.links,
-    )
-    capacity = (1.0 + TIGHT) * load
-    earned = network.revenue[start["path_pair"]] @ flow
-    return float(earned - network.capacity_cost @ capacity), capacity
 
 
 def _own(model: TransitModel, price: Array) -> Array:
@@ -210,14 +210,7 @@ class Critical(NamedTuple):
     def answer(self) -> dict[str, Array]:
         """The passengers' answer as a warm start, as that of :func:`answer`."""
         used = self.flow > 0
-        pair, start, links = _subset(*self.paths, used)
-        return {
-            "path_pair": pair,
-            "path_start": start,
-            "path_links": links,
-            "path_flow": self.flow[used],
-            "price": self.price,
-        }
+        return _warm(_subset(*self.paths, used), self.flow[used], self.price)
 
     def proof(self, model: TransitModel) -> Proof:
         """What holds at the capacities, by weak duality alone.

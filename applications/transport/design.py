@@ -22,9 +22,10 @@ from blocc.result import Result, Status
 
 from . import arc_flow, output
 from .model import TransitModel
+from .modules import round_to_modules
 from .network import Network
 from .prices import answer, trimmed
-from .search import LARGE, Found, critical, last_stages, round_to_modules, search
+from .search import LARGE, Found, critical, last_stages, search
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 LowerSolver = Literal["paths", "maxmin"]

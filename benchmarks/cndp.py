@@ -63,7 +63,7 @@ def equilibria() -> list[dict[str, Any]]:
                     "relative_gap": answer.relative_gap,
                     "beckmann": answer.objective,
                     "above_best_known": (answer.objective - best) / best,
-                    "sweeps": answer.flows.iterations,
+                    "sweeps": answer.iterations,
                     "cpu_seconds": time.process_time() - began,
                 }
             )

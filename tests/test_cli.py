@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -94,6 +95,42 @@ def test_scenarios_write_a_row_for_every_combination(tmp_path):
     assert "'1;2' is not a list of numbers" in bad.stderr
 
 
+def test_scenarios_compare_budgets_with_none(tmp_path):
+    options = ("--budget", "none,1", "--starts", "0", "--json")
+    done = run("transport", "scenarios", "three_node", "--out", str(tmp_path), *options)
+    assert done.returncode == 0, done.stderr
+    free, limited = json.loads(done.stdout)
+    assert (free["budget"], limited["budget"]) == (None, 1.0)
+    assert limited["capacity_cost"] <= 1.0 + 1e-9 < free["capacity_cost"]
+
+
+def test_interrupted_design_is_written_and_can_be_resumed(tmp_path):
+    program = [sys.executable, "-c", "from blocc.cli import main; main()"]
+    command = ["transport", "design", "nine_node", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [*program, *command, "--starts", "100000"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    checkpoint = tmp_path / "checkpoint.npz"
+    until = time.monotonic() + 120
+    while not (checkpoint.exists() and checkpoint.stat().st_size) and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert "interrupted; the best design so far is written" in err
+    assert "--resume continues" in err
+    assert "Traceback" not in err
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "interrupted"
+    trials = read_archive(checkpoint, search.CHECKPOINT)[1]["trials"]
+    resumed = run(*command, "--resume", "--starts", str(trials))
+    assert resumed.returncode == 0, resumed.stderr
+    assert not checkpoint.exists()
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] != "interrupted"
+
+
 @pytest.mark.slow
 def test_killed_search_of_seville_resumes_to_the_same_design(tmp_path):
     program = [sys.executable, "-c", "from blocc.cli import main; main()"]
@@ -152,6 +189,10 @@ def test_unfinished_design_is_written_and_exits_with_1(tmp_path):
         (["transport", "design", "three_node", "--out", "{out}", "--tol", "-1"], "tol"),
         (["transport", "design", "three_node", "--out", "{out}", "--lower", "magic"], "lower"),
         (["transport", "design", "three_node", "--out", "{out}", "--resume"], "checkpoint"),
+        (["transport", "design", "three_node", "--out", "{out}", "--jobs", "0"], "--jobs"),
+        (["transport", "design", "three_node", "--out", "{out}", "--seed", "-1"], "--seed"),
+        (["transport", "scenarios", "three_node", "--out", "{out}", "--budget", "x"], "--budget"),
+        (["transport", "equilibrium", "seville", "--out", "{out}"], "transit network"),
         (["transport", "dessign"], "dessign"),
     ],
 )

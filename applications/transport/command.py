@@ -9,14 +9,27 @@ from typing import Annotated, Any
 import typer
 
 from blocc.applications import transport
+from blocc.applications.transport.tables import number_of
 from blocc.console import Bar, Json, Out, show_table
 from blocc.errors import InvalidInputError
 from blocc.files import write_atomically
+from blocc.result import Status
 
 app = typer.Typer(
     help="Transit network capacity design; road equilibria and expansion.", no_args_is_help=True
 )
 
+Instance = Annotated[
+    str,
+    typer.Argument(
+        help="three_node, nine_node, seville, or a directory with links.csv, demand.csv and nodes.csv."
+    ),
+]
+Starts = Annotated[
+    int | None,
+    typer.Option(min=0, help="Perturbed restarts of a search.", show_default="by network size"),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Of the search's random numbers.")]
 Roads = Annotated[
     str,
     typer.Argument(
@@ -27,20 +40,55 @@ FirstThrough = Annotated[
     int | None,
     typer.Option(help="Nodes with smaller numbers carry no through traffic (tables only)."),
 ]
-TollFactor = Annotated[float, typer.Option(help="Time that a unit of toll is worth.")]
-DistanceFactor = Annotated[float, typer.Option(help="Time that a unit of length is worth.")]
+TollFactor = Annotated[
+    float | None,
+    typer.Option(
+        help="Time that a unit of toll is worth.", show_default="0, or what TNTP files say"
+    ),
+]
+DistanceFactor = Annotated[
+    float | None,
+    typer.Option(
+        help="Time that a unit of length is worth.", show_default="0, or what TNTP files say"
+    ),
+]
+
+
+def _check_jobs(jobs: int | None) -> None:
+    if jobs == 0:
+        raise InvalidInputError("--jobs must not be 0; write 1, or -1 for all processors")
+
+
+def _finish(
+    written: dict[str, Path],
+    rows: dict[str, Any],
+    title: str,
+    trouble: str | None,
+    *,
+    as_json: bool,
+    certificate: object = None,
+) -> None:
+    """Show what was found and written; exit with code 1 where something is wrong with it."""
+    summary = json.loads(written["summary.json"].read_text())
+    for name, reason in summary.get("not_written", {}).items():
+        typer.echo(f"note: {name} not written: {reason}", err=True)
+    if as_json:
+        print(json.dumps(summary))
+    else:
+        show_table({k: v for k, v in rows.items() if not isinstance(v, (dict, list))}, title)
+        if certificate is not None:
+            print(certificate)
+        print("written: " + "  ".join(str(path) for path in written.values()))
+    if trouble is not None:
+        typer.echo(f"blocc: {trouble}", err=True)
+        raise typer.Exit(1)
 
 
 @app.command("design")
 def design(
-    instance: Annotated[
-        str, typer.Argument(help="three_node, nine_node, seville, or a directory of tables.")
-    ],
+    instance: Instance,
     out: Out,
-    starts: Annotated[
-        int | None,
-        typer.Option(help="Perturbed restarts of the search.", show_default="by network size"),
-    ] = None,
+    starts: Starts = None,
     jobs: Annotated[
         int | None, typer.Option(help="Restarts at a time; -1: all processors.", show_default="1")
     ] = None,
@@ -58,27 +106,24 @@ def design(
         str, typer.Option(help="Passengers' solver: paths (fast) or maxmin (the paper's).")
     ] = "paths",
     tol: Annotated[float, typer.Option(help="Relative tolerance of the certificate.")] = 1e-6,
-    seed: Annotated[int, typer.Option(help="Of the search's random numbers.")] = 0,
-    max_iterations: Annotated[int, typer.Option(help="Outer iterations at most.")] = 2000,
+    seed: Seed = 0,
+    max_iterations: Annotated[int, typer.Option(min=1, help="Outer iterations at most.")] = 2000,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the checkpoint in --out.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Design link capacities that maximise profit; write tables, summary, map, report and GeoJSON."""
+    """Design link capacities that maximise profit; write tables, summary, map, report and GeoJSON.
+
+    Capacity that is there already and cannot change goes into the column existing of links.csv, limits of single
+    links into minimum and maximum (empty cells: none). Existing capacity costs its capacity_cost like any other:
+    write 0 there where it is paid for.
+
+    Ctrl-C ends the search; the best design so far is written, and --resume continues.
+    """
+    _check_jobs(jobs)
     network = transport.load(instance)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        checkpoint = out / "checkpoint.npz"
-        checkpoint.touch()
-    except OSError as error:
-        raise InvalidInputError(f"--out {out}: cannot be written ({error.strerror})") from error
-    if not resume or checkpoint.stat().st_size == 0:
-        checkpoint.unlink()
-        if resume:
-            raise InvalidInputError(
-                f"--resume: there is no checkpoint in {out}; leave --resume out"
-            )
+    checkpoint = _prepare(out, resume)
     for note in network.notes:
         typer.echo(f"note: {note}", err=True)
     with Bar(f"designing {network.name}", quiet=as_json) as bar:
@@ -99,83 +144,122 @@ def design(
             checkpoint=checkpoint,
             resume=checkpoint if resume else None,
         )
-    summary = plan.summary()
-    written = plan.write(out)
-    for name, reason in json.loads(written["summary.json"].read_text())["not_written"].items():
-        typer.echo(f"note: {name} not written: {reason}", err=True)
-    checkpoint.unlink(missing_ok=True)
-    if as_json:
-        print(json.dumps(json.loads((out / "summary.json").read_text())))
+        bar.say("writing the report")
+        written = plan.write(out)
+    trouble = None if plan.result.success else plan.result.message
+    if plan.status is Status.INTERRUPTED:
+        trouble = "interrupted; the best design so far is written"
+        if checkpoint.exists():
+            trouble += ", and the same command with --resume continues"
     else:
-        show_table(_design_rows(summary), f"design of {network.name}")
-        print(plan.result.certificate)
-        print("written: " + "  ".join(str(path) for path in written.values()))
-    if not plan.result.success:
-        typer.echo(f"blocc: {plan.result.message}", err=True)
-        raise typer.Exit(1)
+        checkpoint.unlink(missing_ok=True)
+    _finish(
+        written,
+        _design_rows(plan.summary()),
+        f"design of {network.name}",
+        trouble,
+        as_json=as_json,
+        certificate=plan.result.certificate,
+    )
 
 
-def _numbers(text: str, option: str) -> list[float]:
+def _prepare(out: Path, resume: bool) -> Path:
+    """Check, before any work, that results can be written; the checkpoint's path."""
+    checkpoint = out / "checkpoint.npz"
     try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise InvalidInputError(
-            f"{option}: {text!r} is not a list of numbers; write for example 0,0.1,0.2"
-        ) from error
+        out.mkdir(parents=True, exist_ok=True)
+        checkpoint.touch()
+    except OSError as error:
+        raise InvalidInputError(f"--out {out}: cannot be written ({error.strerror})") from error
+    unfinished = checkpoint.stat().st_size > 0
+    if not unfinished:
+        checkpoint.unlink()
+    if resume and not unfinished:
+        raise InvalidInputError(f"--resume: there is no checkpoint in {out}; leave --resume out")
+    if unfinished and not resume:
+        typer.echo(
+            f"note: {checkpoint} is from an unfinished run, which --resume continues; this run replaces it",
+            err=True,
+        )
+    return checkpoint
+
+
+def _numbers(text: str, option: str, none: bool = False) -> list[float | None]:
+    parts = [part.strip() for part in text.split(",")]
+    values = [None if none and part == "none" else number_of(part) for part in parts]
+    for part, value in zip(parts, values, strict=True):
+        if value is None and not (none and part == "none"):
+            raise InvalidInputError(
+                f"{option}: {text!r} is not a list of numbers; write for example "
+                + ("none,100,200" if none else "0,0.1,0.2")
+            )
+    return values
 
 
 @app.command("scenarios")
 def scenarios(
-    instance: Annotated[
-        str, typer.Argument(help="three_node, nine_node, seville, or a directory of tables.")
-    ],
+    instance: Instance,
     out: Out,
     demand_growth: Annotated[
         str, typer.Option(help="Relative changes of all trips, with commas between.")
     ] = "0",
     cost: Annotated[str, typer.Option(help="Factors on all capacity costs.")] = "1",
     budget: Annotated[
-        str | None, typer.Option(help="Largest total capacity costs.", show_default="none")
-    ] = None,
+        str, typer.Option(help="Largest total capacity costs; none: no limit.")
+    ] = "none",
     subsidy: Annotated[
         str, typer.Option(help="Money a trip served: trades profit for passengers.")
     ] = "0",
-    starts: Annotated[
-        int | None,
-        typer.Option(help="Perturbed restarts of each search.", show_default="by network size"),
-    ] = None,
+    starts: Starts = None,
     jobs: Annotated[
         int | None, typer.Option(help="Scenarios at a time; -1: all processors.", show_default="1")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the search's random numbers.")] = 0,
+    seed: Seed = 0,
     as_json: Json = False,
 ) -> None:
-    """Design for every combination of assumptions; write scenarios.csv and pareto.png."""
+    """Design for every combination of assumptions; write scenarios.csv and pareto.png.
+
+    Ctrl-C ends the sweep; what was designed so far is written.
+    """
+    _check_jobs(jobs)
     network = transport.load(instance)
-    with Bar(f"scenarios of {network.name}", quiet=as_json):
+    for note in network.notes:
+        typer.echo(f"note: {note}", err=True)
+    with Bar(f"scenarios of {network.name}", quiet=as_json) as bar:
         table = transport.scenarios(
             network,
             demand_growth=_numbers(demand_growth, "--demand-growth"),
             cost=_numbers(cost, "--cost"),
-            budget=[None] if budget is None else _numbers(budget, "--budget"),
+            budget=_numbers(budget, "--budget", none=True),
             subsidy=_numbers(subsidy, "--subsidy"),
             n_jobs=jobs,
             starts=starts,
             seed=seed,
+            callback=lambda done, number: bar.say(f"{done} of {number} designed"),
         )
     written = [write_atomically(out / "scenarios.csv", table.to_csv(index=False).encode())]
-    failed = int((table["error"] != "").sum())
-    if (table["status"] != "failed").any():
+    if table["profit"].notna().any():
         written.append(transport.plot_pareto(table, out / "pareto.png"))
     if as_json:
         print(table.to_json(orient="records"))
     else:
-        shown = ["demand_growth", "cost", "budget", "subsidy", "status"]
-        shown += [name for name in ("profit", "trips_served") if name in table]
+        shown = [
+            "demand_growth",
+            "cost",
+            "budget",
+            "subsidy",
+            "status",
+            "profit",
+            "trips_served",
+        ]
         print(table[shown].to_string(index=False))
         print("written: " + "  ".join(str(path) for path in written))
+    failed = int((table["error"] != "").sum())
     if failed:
-        typer.echo(f"blocc: {failed} of {len(table)} scenarios not certified; see error", err=True)
+        typer.echo(
+            f"blocc: {failed} of {len(table)} scenarios not certified; scenarios.csv says why in its column error",
+            err=True,
+        )
         raise typer.Exit(1)
 
 
@@ -214,6 +298,17 @@ def fetch(
         show_table(rows, name)
 
 
+def _read_roads(
+    roads: str, first_through_node: int | None, toll: float | None, distance: float | None
+) -> transport.RoadNetwork:
+    return transport.load_roads(
+        roads,
+        first_through_node=first_through_node,
+        toll_factor=toll,
+        distance_factor=distance,
+    )
+
+
 @app.command("equilibrium")
 def equilibrium(
     roads: Roads,
@@ -221,26 +316,26 @@ def equilibrium(
     tol: Annotated[float, typer.Option(help="Relative duality gap to reach.")] = 1e-8,
     max_iterations: Annotated[int, typer.Option(help="Sweeps over all pairs at most.")] = 2000,
     first_through_node: FirstThrough = None,
-    toll_factor: TollFactor = 0.0,
-    distance_factor: DistanceFactor = 0.0,
+    toll_factor: TollFactor = None,
+    distance_factor: DistanceFactor = None,
     as_json: Json = False,
 ) -> None:
     """User equilibrium of a road network; write links.csv, pairs.csv and summary.json."""
-    network = transport.load_roads(
-        roads,
-        first_through_node=first_through_node,
-        toll_factor=toll_factor,
-        distance_factor=distance_factor,
-    )
+    network = _read_roads(roads, first_through_node, toll_factor, distance_factor)
     with Bar(f"equilibrium of {network.name}", quiet=as_json):
         answer = transport.equilibrium(
             network, tol=tol, max_iterations=max_iterations, on_failure="return"
         )
-    written = answer.write(out)
-    _tell(answer.summary(), f"equilibrium of {network.name}", written, as_json)
+    trouble = None
     if answer.gap > tol:
-        typer.echo(f"blocc: the gap is {answer.gap:.1e}, not {tol:.1e}; raise --tol", err=True)
-        raise typer.Exit(1)
+        trouble = f"the gap is {answer.gap:.1e}, not {tol:.1e}; raise --max-iterations or --tol"
+    _finish(
+        answer.write(out),
+        answer.summary(),
+        f"equilibrium of {network.name}",
+        trouble,
+        as_json=as_json,
+    )
 
 
 @app.command("expand")
@@ -254,19 +349,14 @@ def expand(
         float | None, typer.Option(help="Added capacity to start from; default the system optimum.")
     ] = None,
     tol: Annotated[float, typer.Option(help="Relative tolerance of the certificate.")] = 1e-6,
-    max_iterations: Annotated[int, typer.Option(help="Outer iterations at most.")] = 2000,
+    max_iterations: Annotated[int, typer.Option(min=1, help="Outer iterations at most.")] = 2000,
     first_through_node: FirstThrough = None,
-    toll_factor: TollFactor = 0.0,
-    distance_factor: DistanceFactor = 0.0,
+    toll_factor: TollFactor = None,
+    distance_factor: DistanceFactor = None,
     as_json: Json = False,
 ) -> None:
     """Expand roads at least total cost, travellers at equilibrium; write expansion.csv and summary.json."""
-    network = transport.load_roads(
-        roads,
-        first_through_node=first_through_node,
-        toll_factor=toll_factor,
-        distance_factor=distance_factor,
-    )
+    network = _read_roads(roads, first_through_node, toll_factor, distance_factor)
     with Bar(f"expanding {network.name}", quiet=as_json) as bar:
         plan = transport.expand(
             network,
@@ -277,16 +367,10 @@ def expand(
             callback=bar.update,
             on_failure="return",
         )
-    written = plan.write(out)
-    _tell(plan.summary(), f"expansion of {network.name}", written, as_json)
-    if not plan.result.success:
-        typer.echo(f"blocc: {plan.result.message}", err=True)
-        raise typer.Exit(1)
-
-
-def _tell(summary: dict[str, Any], title: str, written: dict[str, Path], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(json.loads(written["summary.json"].read_text())))
-        return
-    show_table({k: v for k, v in summary.items() if not isinstance(v, (dict, list))}, title)
-    print("written: " + "  ".join(str(path) for path in written.values()))
+    _finish(
+        plan.write(out),
+        plan.summary(),
+        f"expansion of {network.name}",
+        None if plan.result.success else plan.result.message,
+        as_json=as_json,
+    )

@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from blocc.applications.transport.paths import (
     _subset,
 )
 from blocc.applications.transport.roads import RoadNetwork
-from blocc.errors import InvalidInputError, LowerNotSolvedError, require
+from blocc.errors import InvalidInputError, LowerNotSolvedError, require, require_number
 from blocc.methods.homotopy import OnFailure
 
 Array = np.ndarray[Any, Any]
@@ -110,11 +111,12 @@ class Flows:
     ----------
     path_pair, path_start, path_links, path_flow : arrays
         Paths in the flat form of :class:`blocc.applications.transport.paths.Response`.
-    link_flow, link_cost : array, (links,)
+    flow, cost : array, (links,)
+        Trips and cost of each link.
     path_cost : array, (pairs,)
         Cost of each pair's cheapest path; inf for a pair without a route.
     objective, bound : float
-        B(x), and the dual function at the link costs.
+        Beckmann's objective B(x), and the dual function at the link costs: a proven lower bound on its minimum.
     total_cost : float
         Link costs times flows.
     gap : float
@@ -127,8 +129,8 @@ class Flows:
     path_start: Array
     path_links: Array
     path_flow: Array
-    link_flow: Array
-    link_cost: Array
+    flow: Array
+    cost: Array
     path_cost: Array
     objective: float
     bound: float
@@ -153,14 +155,14 @@ class Flows:
 
 
 @dataclass(frozen=True, eq=False)
-class Equilibrium:
-    """A certified user equilibrium.
+class Equilibrium(Flows):
+    """A certified user equilibrium: flows (the attributes of ``Flows``), on their network.
 
     Attributes
     ----------
     roads : RoadNetwork
-    flows : Flows
-        Link and path flows, costs, objective and bound.
+    seconds : float
+        Wall time of the solve.
     flow, cost : array, (links,)
         Trips and cost of each link.
     path_cost : array, (pairs,)
@@ -172,52 +174,11 @@ class Equilibrium:
     relative_gap : float
         1 minus the cost of all trips on cheapest routes over the total cost.
     total_cost : float
-    seconds : float
+        Link costs times flows.
     """
 
     roads: RoadNetwork
-    flows: Flows
     seconds: float
-
-    @property
-    def flow(self) -> Array:
-        """Trips on each link."""
-        return self.flows.link_flow
-
-    @property
-    def cost(self) -> Array:
-        """Cost of each link."""
-        return self.flows.link_cost
-
-    @property
-    def path_cost(self) -> Array:
-        """Cost of each pair's cheapest route."""
-        return self.flows.path_cost
-
-    @property
-    def objective(self) -> float:
-        """Beckmann's objective."""
-        return self.flows.objective
-
-    @property
-    def bound(self) -> float:
-        """Proven lower bound on the minimum of Beckmann's objective."""
-        return self.flows.bound
-
-    @property
-    def gap(self) -> float:
-        """Relative duality gap."""
-        return self.flows.gap
-
-    @property
-    def relative_gap(self) -> float:
-        """1 minus the cost of all trips on cheapest routes over the total cost."""
-        return self.flows.relative_gap
-
-    @property
-    def total_cost(self) -> float:
-        """Link costs times flows."""
-        return self.flows.total_cost
 
     def links_table(self) -> Any:
         """DataFrame: link_id, from_node, to_node, flow, cost."""
@@ -226,38 +187,33 @@ class Equilibrium:
     def paths_table(self) -> Any:
         """DataFrame: origin, destination, path (node labels), flow, cost; one row a used path."""
         pandas = require("pandas", "transport", "paths_table")
-        roads, flows = self.roads, self.flows
+        roads = self.roads
         rows: dict[str, list[Any]] = {
             name: [] for name in ("origin", "destination", "path", "flow", "cost")
         }
-        costs = _path_sums(flows.path_start, flows.path_links, flows.link_cost)
-        for path in np.flatnonzero(flows.path_flow > 0):
-            links = flows.path_links[flows.path_start[path] : flows.path_start[path + 1]]
-            pair = flows.path_pair[path]
+        costs = _path_sums(self.path_start, self.path_links, self.cost)
+        for path in np.flatnonzero(self.path_flow > 0):
+            links = self.path_links[self.path_start[path] : self.path_start[path + 1]]
+            pair = self.path_pair[path]
             nodes = [roads.origin[pair], *roads.head[links]]
             rows["origin"].append(roads.nodes[nodes[0]])
             rows["destination"].append(roads.nodes[nodes[-1]])
             rows["path"].append(tuple(roads.nodes[node] for node in nodes))
-            rows["flow"].append(flows.path_flow[path])
+            rows["flow"].append(self.path_flow[path])
             rows["cost"].append(costs[path])
         return pandas.DataFrame(rows)
 
     def _links(self) -> dict[str, list[Any]]:
-        roads = self.roads
         return {
-            "link_id": list(roads.link_id),
-            "from_node": [roads.nodes[i] for i in roads.tail],
-            "to_node": [roads.nodes[i] for i in roads.head],
+            **self.roads.link_columns(),
             "flow": self.flow.tolist(),
             "cost": self.cost.tolist(),
         }
 
     def _pairs(self) -> dict[str, list[Any]]:
-        roads = self.roads
         return {
-            "origin": [roads.nodes[i] for i in roads.origin],
-            "destination": [roads.nodes[i] for i in roads.destination],
-            "trips": roads.trips.tolist(),
+            **self.roads.pair_columns(),
+            "trips": self.roads.trips.tolist(),
             "cost": self.path_cost.tolist(),
         }
 
@@ -273,8 +229,8 @@ class Equilibrium:
             "trips": float(self.roads.trips.sum()),
             "links": len(self.roads.link_id),
             "pairs": len(self.roads.trips),
-            "used_paths": int(np.count_nonzero(self.flows.path_flow)),
-            "sweeps": self.flows.iterations,
+            "used_paths": int(np.count_nonzero(self.path_flow)),
+            "sweeps": self.iterations,
             "seconds": self.seconds,
         }
 
@@ -327,8 +283,12 @@ def equilibrium(
     -----
     M. Beckmann, C. B. McGuire, C. B. Winsten: Studies in the Economics of Transportation (1956), section 3.1.
     """
+    require_number("tol", tol, Real)
     if not 0 < tol < 1:
         raise InvalidInputError(f"tol must be between 0 and 1, got {tol}")
+    require_number("max_iterations", max_iterations, Integral)
+    if max_iterations < 1:
+        raise InvalidInputError(f"max_iterations must be at least 1, got {max_iterations}")
     if on_failure not in ("raise", "return"):
         raise InvalidInputError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
     if capacity is not None:
@@ -346,7 +306,7 @@ def equilibrium(
         max_iterations=max_iterations,
         on_failure=on_failure,
     )
-    return Equilibrium(roads, flows, time.perf_counter() - began)
+    return Equilibrium(**vars(flows), roads=roads, seconds=time.perf_counter() - began)
 
 
 def refuse_unserved(roads: RoadNetwork) -> None:
@@ -408,7 +368,7 @@ def assign(
     while True:
         link_flow = _load(start, links, flow, paths.links)
         link_cost = costs.cost(link_flow)
-        distance, new_pair, new_start, new_links = paths.shortest_paths(link_cost)
+        distance, *new = paths.shortest_paths(link_cost)
         objective = float(np.sum(costs.integral(link_flow)))
         total = float(link_cost @ link_flow)
         length = _path_sums(start, links, link_cost)
@@ -426,24 +386,9 @@ def assign(
                 f"user equilibrium: relative gap {best:.1e} after {sweeps} sweeps, asked for {tol:.1e}; "
                 "loosen tol or raise max_iterations"
             )
-        shortest = np.full(paths.pairs, np.inf)
-        np.minimum.at(shortest, pair, length)
-        fresh = np.zeros(paths.pairs, dtype=bool)
-        fresh[active] = distance[active] < shortest[active] * (1.0 - ROUNDING)
-        wanted = fresh[new_pair]
-        keep = (flow > 0) | (length <= shortest[pair])
-        if not np.all(keep):
-            pair, start, links = _subset(pair, start, links, keep)
-            flow = flow[keep]
-        if np.any(wanted):
-            new_pair, new_start, new_links = _subset(new_pair, new_start, new_links, wanted)
-            known = _known_paths(new_pair, new_start, new_links, pair, start, links, paths._key)
-            new_pair, new_start, new_links = _subset(new_pair, new_start, new_links, ~known)
-            start = np.concatenate([start, start[-1] + new_start[1:]])
-            pair, start, links, order = _grouped(
-                np.concatenate([pair, new_pair]), start, np.concatenate([links, new_links])
-            )
-            flow = np.concatenate([flow, np.zeros(len(new_pair))])[order]
+        pair, start, links, flow = _renewed(
+            paths, active, (pair, start, links, flow), length, distance, new
+        )
         pair_start = np.searchsorted(pair, np.arange(paths.pairs + 1))
         state = _State(costs, link_flow)
         target = INNER * missing
@@ -459,8 +404,8 @@ def assign(
         path_start=start,
         path_links=links,
         path_flow=flow,
-        link_flow=link_flow,
-        link_cost=link_cost,
+        flow=link_flow,
+        cost=link_cost,
         path_cost=distance,
         objective=objective,
         bound=objective - missing,
@@ -468,6 +413,37 @@ def assign(
         gap=gap,
         iterations=sweeps,
     )
+
+
+def _renewed(
+    paths: PathNetwork,
+    active: Array,
+    current: tuple[Array, Array, Array, Array],
+    length: Array,
+    distance: Array,
+    new: Sequence[Array],
+) -> tuple[Array, Array, Array, Array]:
+    """Pairs, starts, links and flows of the paths at hand: idle detours leave, cheaper paths join without flow."""
+    pair, start, links, flow = current
+    shortest = np.full(paths.pairs, np.inf)
+    np.minimum.at(shortest, pair, length)
+    keep = (flow > 0) | (length <= shortest[pair])
+    if not np.all(keep):
+        pair, start, links = _subset(pair, start, links, keep)
+        flow = flow[keep]
+    fresh = np.zeros(paths.pairs, dtype=bool)
+    fresh[active] = distance[active] < shortest[active] * (1.0 - ROUNDING)
+    wanted = fresh[new[0]]
+    if np.any(wanted):
+        new = _subset(*new, wanted)
+        known = _known_paths(*new, pair, start, links, paths._key)
+        new_pair, new_start, new_links = _subset(*new, ~known)
+        start = np.concatenate([start, start[-1] + new_start[1:]])
+        pair, start, links, order = _grouped(
+            np.concatenate([pair, new_pair]), start, np.concatenate([links, new_links])
+        )
+        flow = np.concatenate([flow, np.zeros(len(new_pair))])[order]
+    return pair, start, links, flow
 
 
 class _State:

@@ -66,21 +66,19 @@ class ExpansionModel:
     accuracy = 1e-13
 
     def __init__(self, roads: RoadNetwork, *, exponent: float = 2.0) -> None:
-        if roads.expansion_cost is None or roads.expansion_limit is None:
+        cost, limit = roads.expansion_cost, roads.expansion_limit
+        if cost is None or limit is None or np.all(np.isnan(cost)):
             raise InvalidInputError(
-                f"{roads.name}: no link can be expanded; give expansion_cost and expansion_limit in links.csv"
+                f"{roads.name}: no link can be expanded; fill expansion_cost and expansion_limit in links.csv "
+                "where one can"
             )
         if not 1 <= exponent < math.inf:
             raise InvalidInputError(f"exponent must be at least 1 and finite, got {exponent}")
-        self.design = np.flatnonzero(~np.isnan(roads.expansion_cost))
-        if len(self.design) == 0:
-            raise InvalidInputError(
-                f"{roads.name}: expansion_cost is empty on every link; fill it where a link can be expanded"
-            )
+        self.design = np.flatnonzero(~np.isnan(cost))
         refuse_unserved(roads)
         self.roads, self.exponent, self.paths = roads, float(exponent), roads.paths
-        self.cost = roads.expansion_cost[self.design]
-        self.x_set: ConvexSet = Box(np.zeros(len(self.design)), roads.expansion_limit[self.design])
+        self.cost = cost[self.design]
+        self.x_set: ConvexSet = Box(np.zeros(len(self.design)), limit[self.design])
 
     def link_costs(self, x: Array, upper: float = 0.0, lower: float = 1.0) -> LinkCosts:
         """Link costs whose equilibrium minimises ``upper f + lower g`` in the flows, at expansions x."""
@@ -105,7 +103,7 @@ class ExpansionModel:
 
     def _saddle(self, costs: LinkCosts, flows: Flows, value: float, grad_x: Array) -> Saddle:
         design = self.design
-        ratio = flows.link_flow[design] / costs.capacity[design]
+        ratio = flows.flow[design] / costs.capacity[design]
         power = costs.power[design]
         slope = costs.factor[design] * power / (power + 1.0) * ratio ** (power + 1.0)
         y = self.paths.origin_flows(
@@ -113,7 +111,7 @@ class ExpansionModel:
         )
         return Saddle(
             y=y.ravel(),
-            duals={"cost": flows.link_cost},
+            duals={"cost": flows.cost},
             value=value,
             grad_x=grad_x - slope,
             gap=flows.gap,
@@ -248,12 +246,9 @@ class Expansion:
         return self.result.status
 
     def _links(self) -> dict[str, list[Any]]:
-        roads = self.roads
         return {
-            "link_id": list(roads.link_id),
-            "from_node": [roads.nodes[i] for i in roads.tail],
-            "to_node": [roads.nodes[i] for i in roads.head],
-            "capacity": roads.capacity.tolist(),
+            **self.roads.link_columns(),
+            "capacity": self.roads.capacity.tolist(),
             "added": self.added.tolist(),
             "flow": self.flow.tolist(),
             "cost": self.cost.tolist(),

@@ -96,7 +96,9 @@ def fetch(
             )
         except ValueError as error:
             if "hash" not in str(error):
-                raise InvalidInputError(f"{url}: cannot be fetched ({error})") from error
+                raise InvalidInputError(
+                    f"{url}: cannot be fetched; give a base_url that begins with https://"
+                ) from error
             raise InvalidInputError(
                 f"{url}: its content has another sha256 than the pinned {digest[:12]}...; nothing was kept. "
                 "Try again, or fetch the file by hand and check its source"

@@ -71,9 +71,7 @@ def _design(
 ) -> dict[str, list[Any]]:
     m = len(network.link_id)
     return {
-        "link_id": list(network.link_id),
-        "from_node": [network.nodes[i] for i in network.tail],
-        "to_node": [network.nodes[i] for i in network.head],
+        **network.link_columns(),
         "capacity": _column("capacity", capacity, m),
         "flow": _column("flow", flow, m),
         "price": _column("price", price, m),
@@ -83,8 +81,7 @@ def _design(
 def _shares(network: Network, share: ArrayLike, path_cost: ArrayLike) -> dict[str, list[Any]]:
     p = len(network.trips)
     return {
-        "origin": [network.nodes[i] for i in network.origin],
-        "destination": [network.nodes[i] for i in network.destination],
+        **network.pair_columns(),
         "share": _column("share", share, p),
         "trips": network.trips.tolist(),
         "path_cost": _column("path_cost", path_cost, p),
@@ -162,7 +159,9 @@ def write_outputs(
                 "path_cost": path_cost,
             }.items()
         }
-        worth = sensitivity(network, arrays["capacity"], arrays["price"])
+        worth = None  # who has pressed Ctrl-C waits for no further answers
+        if summary.get("status") != "interrupted":
+            worth = sensitivity(network, arrays["capacity"], arrays["price"])
         page = render(network, **arrays, summary=summary, records=records, worth=worth)
         return page.encode()
 

@@ -241,8 +241,8 @@ def _bar(part: float) -> str:
 def _worth(network: Network, capacity: Array, worth: Sensitivity | None) -> str:
     if worth is None or not len(worth.link):
         return (
-            "<p>Not computed: no link was built, or the network is so large that asking the passengers again for every "
-            "link would take too long.</p>"
+            "<p>Not computed: no link was built, the search was interrupted, or the network is so large that asking "
+            "the passengers again for every link would take too long.</p>"
         )
     rows = (
         (

@@ -16,10 +16,7 @@ The column names of TNTP tables, init_node and term_node, are understood as well
 
 from __future__ import annotations
 
-import importlib.resources
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from os import PathLike
 from pathlib import Path
@@ -27,30 +24,31 @@ from typing import Any
 
 import numpy as np
 
-from blocc.applications.transport.network import (
-    _LARGEST,
+from blocc.applications.transport.network import Graph, Network, from_tables
+from blocc.applications.transport.paths import PathNetwork
+from blocc.applications.transport.tables import (
+    LARGEST,
     Floats,
     Integers,
     Label,
-    Network,
-    _read,
-    _refuse_repeats,
-    _Table,
-    _table_of,
-    _typed,
-    from_tables,
+    Table,
+    directory_of,
+    ends_of,
+    positions_of,
+    read,
+    read_nodes,
+    table_of,
 )
-from blocc.applications.transport.paths import PathNetwork
 from blocc.errors import InvalidInputError
 
 ROADS = ("sioux_falls", "harker_friesz_1", "harker_friesz_2")
 LINK_COLUMNS = ("link_id", "from_node", "to_node", "capacity", "free_flow_time", "b", "power")
 DEMAND_COLUMNS = ("origin", "destination", "trips")
-_OLD_NAMES = {"init_node": "from_node", "term_node": "to_node"}
+TNTP_NAMES = {"init_node": "from_node", "term_node": "to_node"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class RoadNetwork:
+class RoadNetwork(Graph):
     """A road network with its demand.
 
     Build it with :func:`load_roads`, :func:`roads_from_tables` or
@@ -115,81 +113,48 @@ class RoadNetwork:
     volume: Floats | None = field(default=None)
 
     def __post_init__(self) -> None:
-        n, m, p = len(self.nodes), len(self.link_id), np.size(self.origin)
-        if not (n and m and p):
-            raise InvalidInputError(
-                f"RoadNetwork {self.name!r} is empty: it has {n} nodes, {m} links and {p} "
-                "OD pairs with different ends; each needs at least one"
-            )
-        self._freeze("through", n, np.bool_)
-        for name, size in (("tail", m), ("head", m), ("origin", p), ("destination", p)):
-            index = self._freeze(name, size, np.int64)
-            if index.min() < 0 or index.max() >= n:
-                raise InvalidInputError(
-                    f"RoadNetwork.{name}: every entry must be a node index from 0 to {n - 1}"
-                )
+        self._freeze_ends()
+        n, m, p = len(self.nodes), len(self.link_id), len(self.origin)
+        self._freeze("through", (n,), np.bool_)
         for name in ("capacity", "free_flow_time", "b", "power", "length", "toll", "trips"):
-            values = self._freeze(name, p if name == "trips" else m, np.float64)
-            if not np.all((values >= 0) & (values <= _LARGEST)):
-                raise InvalidInputError(
-                    f"RoadNetwork.{name}: every entry must be a number from 0 to {_LARGEST:g}"
-                )
+            values = self._freeze(name, (p if name == "trips" else m,), np.float64)
+            if not np.all((values >= 0) & (values <= LARGEST)):
+                raise self._wrong(name, f"every entry must be a number from 0 to {LARGEST:g}")
         for name in ("expansion_cost", "expansion_limit", "volume"):
             if getattr(self, name) is not None:
-                values = self._freeze(name, m, np.float64)
+                values = self._freeze(name, (m,), np.float64)
                 if np.any(values < 0) or np.any(np.isinf(values)):
-                    raise InvalidInputError(
-                        f"RoadNetwork.{name}: every entry must be >= 0 and finite, or NaN"
-                    )
-        if (self.expansion_cost is None) != (self.expansion_limit is None) or (
-            self.expansion_cost is not None
-            and self.expansion_limit is not None
-            and np.any(np.isnan(self.expansion_cost) != np.isnan(self.expansion_limit))
-        ):
-            raise InvalidInputError(
-                "RoadNetwork: expansion_cost and expansion_limit belong together; give both on "
-                "every link that can be expanded and neither on the others"
-            )
+                    raise self._wrong(name, "every entry must be >= 0 and finite, or NaN")
         for name in ("toll_factor", "distance_factor"):
-            if not 0 <= getattr(self, name) <= _LARGEST:
+            if not 0 <= getattr(self, name) <= LARGEST:
                 raise InvalidInputError(
                     f"{name} must be >= 0 and finite, got {getattr(self, name)}"
                 )
-        for name, bad, remedy in (
-            ("capacity", self.capacity == 0, "must be above 0"),
-            ("power", (self.power > 0) & (self.power < 1), "must be 0 or at least 1"),
-        ):
-            if np.any(bad):
-                link = self.link_id[int(np.flatnonzero(bad)[0])]
-                raise InvalidInputError(f"RoadNetwork.{name}: {remedy}; link {link!r} differs")
-        if n != len(set(self.nodes)):
-            raise InvalidInputError("RoadNetwork.nodes: every label must be given once")
+        cost, limit = (
+            np.full(m, np.nan) if part is None else part
+            for part in (self.expansion_cost, self.expansion_limit)
+        )
         with np.errstate(over="ignore", invalid="ignore"):
             most = self.trips.sum()
             worst = self.free_flow_time * self.b * (most / self.capacity) ** self.power * most
-        bad = ~(worst <= 1e200)
-        if np.any(bad):
-            link = self.link_id[int(np.flatnonzero(bad)[0])]
-            raise InvalidInputError(
-                f"RoadNetwork: link {link!r} would take longer than can be computed with if all {most:g} trips "
-                "used it; check the units of capacity and trips, and the power"
-            )
-
-    def _freeze(self, name: str, size: int, dtype: Any) -> Any:
-        array = np.array(getattr(self, name), dtype=dtype)
-        if array.shape != (size,):
-            raise InvalidInputError(
-                f"RoadNetwork.{name}: expected shape {(size,)}, got {array.shape}"
-            )
-        array.setflags(write=False)
-        object.__setattr__(self, name, array)
-        return array
-
-    def __repr__(self) -> str:
-        return (
-            f"RoadNetwork({self.name!r}: {len(self.nodes)} nodes, {len(self.link_id)} links, "
-            f"{len(self.trips)} OD pairs, {self.trips.sum():g} trips)"
-        )
+        for bad, remedy in (
+            (self.capacity == 0, "capacity must be above 0"),
+            ((self.power > 0) & (self.power < 1), "power must be 0 or at least 1"),
+            (
+                np.isnan(cost) != np.isnan(limit),
+                "expansion_cost and expansion_limit belong together; give both or neither",
+            ),
+            (
+                ~(worst <= 1e200),
+                f"would take longer than can be computed with if all {most:g} trips used it; check the units of "
+                "capacity and trips, and the power",
+            ),
+        ):
+            if np.any(bad):
+                link = self.link_id[int(np.flatnonzero(bad)[0])]
+                raise InvalidInputError(f"RoadNetwork: link {link!r}: {remedy}")
+        if n != len(set(self.nodes)):
+            raise self._wrong("nodes", "every label must be given once")
 
     @property
     def fixed_cost(self) -> Floats:
@@ -315,8 +280,8 @@ def load_roads(
     name_or_directory: str | PathLike[str],
     *,
     first_through_node: int | None = None,
-    toll_factor: float = 0.0,
-    distance_factor: float = 0.0,
+    toll_factor: float | None = None,
+    distance_factor: float | None = None,
 ) -> RoadNetwork:
     """Load a shipped road network by name, or a directory with links.csv, demand.csv and, optionally, nodes.csv.
 
@@ -327,8 +292,8 @@ def load_roads(
         :mod:`blocc.applications.transport.roads`, or with one network's TNTP files, NAME_net.tntp and so on.
     first_through_node : int, optional
         Nodes with a smaller number carry no through traffic (TNTP's rule; TNTP files say it themselves).
-    toll_factor, distance_factor : float
-        Time that a unit of toll and of length is worth.
+    toll_factor, distance_factor : float, optional
+        Time that a unit of toll and of length is worth. Default 0, or what TNTP files say.
 
     Returns
     -------
@@ -339,32 +304,28 @@ def load_roads(
     InvalidInputError
         If a file is missing or wrong: the message names file, line, column and remedy.
     """
-    directory: Any = Path(name_or_directory)
-    name = name_or_directory
-    if isinstance(name, str) and name in ROADS:
-        directory = importlib.resources.files("blocc.data") / "cndp" / name
-    elif not directory.is_dir():
-        raise InvalidInputError(
-            f"{str(name)!r} is neither a shipped road network ({', '.join(ROADS)}) nor a directory; "
-            "give a directory with links.csv and demand.csv"
-        )
-    else:
-        name = directory.resolve().name
-        nets = sorted(directory.glob("*_net.tntp"))
-        if nets and not (directory / "links.csv").exists():
-            return _load_tntp(nets, toll_factor, distance_factor)
+    directory, name = directory_of(name_or_directory, "cndp", ROADS)
+    nets = sorted(part for part in directory.iterdir() if part.name.endswith("_net.tntp"))
+    if nets and not (directory / "links.csv").is_file():
+        if first_through_node is not None:
+            raise InvalidInputError(
+                f"{nets[0]} states its own first through node; leave first_through_node out"
+            )
+        return _load_tntp(nets, toll_factor, distance_factor)
     return build(
-        _renamed(_read(directory, "links.csv", ())),
-        _read(directory, "demand.csv", DEMAND_COLUMNS),
-        _read(directory, "nodes.csv", ("node",), optional=True),
-        str(name),
+        read(directory, "links.csv", LINK_COLUMNS, names=TNTP_NAMES),
+        read(directory, "demand.csv", DEMAND_COLUMNS),
+        read_nodes(directory),
+        name,
         first_through_node=first_through_node,
         toll_factor=toll_factor,
         distance_factor=distance_factor,
     )
 
 
-def _load_tntp(nets: list[Path], toll_factor: float, distance_factor: float) -> RoadNetwork:
+def _load_tntp(
+    nets: list[Path], toll_factor: float | None, distance_factor: float | None
+) -> RoadNetwork:
     from blocc.applications.transport.tntp import read_tntp
 
     if len(nets) > 1:
@@ -381,8 +342,8 @@ def _load_tntp(nets: list[Path], toll_factor: float, distance_factor: float) -> 
         trips,
         node if node.exists() else None,
         flow if flow.exists() else None,
-        toll_factor=toll_factor or None,
-        distance_factor=distance_factor or None,
+        toll_factor=toll_factor,
+        distance_factor=distance_factor,
     )
 
 
@@ -393,8 +354,8 @@ def roads_from_tables(
     name: str = "network",
     *,
     first_through_node: int | None = None,
-    toll_factor: float = 0.0,
-    distance_factor: float = 0.0,
+    toll_factor: float | None = None,
+    distance_factor: float | None = None,
 ) -> RoadNetwork:
     """Build a road network from tables.
 
@@ -416,9 +377,9 @@ def roads_from_tables(
         If a table is wrong: the message names table, row (from 1), column and remedy.
     """
     return build(
-        _renamed(_table_of(links, "links", ())),
-        _table_of(demand, "demand", DEMAND_COLUMNS),
-        None if nodes is None else _table_of(nodes, "nodes", ("node",)),
+        table_of(links, "links", LINK_COLUMNS, names=TNTP_NAMES),
+        table_of(demand, "demand", DEMAND_COLUMNS),
+        None if nodes is None else table_of(nodes, "nodes", ("node",)),
         name,
         first_through_node=first_through_node,
         toll_factor=toll_factor,
@@ -426,137 +387,75 @@ def roads_from_tables(
     )
 
 
-def _renamed(table: _Table | None) -> _Table:
-    assert table is not None
-    columns: Mapping[str, Any] = {
-        _OLD_NAMES.get(column, column): cells for column, cells in table.columns.items()
-    }
-    for column in LINK_COLUMNS:
-        if column not in columns:
-            raise InvalidInputError(
-                f"{table.source}: column {column!r} is missing; "
-                f"the table needs the columns {', '.join(LINK_COLUMNS)}"
-            )
-    return replace(table, columns=columns)
-
-
 def build(
-    links: _Table,
-    demand: _Table | None,
-    nodes: _Table | None,
+    links: Table,
+    demand: Table,
+    nodes: Table | None,
     name: str,
     *,
     first_through_node: int | None,
-    toll_factor: float,
-    distance_factor: float,
+    toll_factor: float | None,
+    distance_factor: float | None,
     volume: Floats | None = None,
 ) -> RoadNetwork:
     """Check raw tables and build the network; errors name the table's file and line."""
-    assert demand is not None
-    ends = {
-        column: table.labels(column)
-        for table, columns in (
-            (links, ("from_node", "to_node")),
-            (demand, ("origin", "destination")),
-        )
-        for column in columns
-    }
-    if nodes is None:
-        texts = list(dict.fromkeys(text for part in ends.values() for text in part))
-    else:
-        texts = nodes.labels("node")
-        _refuse_repeats(nodes, "node", texts, lambda text: f"node {text!r}")
-    index = {text: i for i, text in enumerate(texts)}
-
-    def indices(table: _Table, column: str) -> Integers:
-        for row, text in enumerate(ends[column]):
-            if text not in index:
-                assert nodes is not None
-                raise table.error(
-                    row,
-                    column,
-                    f"node {text!r} is not in {nodes.source}; add it there or correct the label",
-                )
-        return np.array([index[text] for text in ends[column]], dtype=np.int64)
-
-    tail, head = indices(links, "from_node"), indices(links, "to_node")
-    origin, destination = indices(demand, "origin"), indices(demand, "destination")
-    for row in np.flatnonzero(tail == head).tolist():
-        raise links.error(
-            row,
-            "to_node",
-            f"the link leads from {ends['from_node'][row]!r} to itself; remove it or correct a node",
-        )
-    link_ids = links.labels("link_id")
-    _refuse_repeats(links, "link_id", link_ids, lambda text: f"link_id {text!r}")
-    _refuse_repeats(
-        demand,
-        "destination",
-        list(zip(ends["origin"], ends["destination"], strict=True)),
-        lambda pair: f"the OD pair {pair[0]!r} -> {pair[1]!r}",
+    ends = ends_of(links, demand, nodes, simple=False)
+    power, capacity = links.numbers("power", 0), links.numbers("capacity", 0)
+    cost, limit = links.optional("expansion_cost"), links.optional("expansion_limit")
+    links.refuse(
+        (power > 0) & (power < 1),
+        "power",
+        lambda row: f"{power[row]:g} is neither 0 nor at least 1; write 0 for a constant time",
     )
-    power = links.numbers("power", 0)
-    for row in np.flatnonzero((power > 0) & (power < 1)).tolist():
-        raise links.error(row, "power", f"{power[row]:g} is neither 0 nor at least 1")
-    capacity = links.numbers("capacity", 0)
-    for row in np.flatnonzero(capacity == 0).tolist():
-        raise links.error(row, "capacity", "the capacity is 0; write a number above 0")
-    labels = _typed(texts)
-    first = -math.inf if first_through_node is None else first_through_node
-    through = np.array([not (isinstance(label, int) and label < first) for label in labels])
+    links.refuse(capacity == 0, "capacity", lambda row: "the capacity is 0; write a number above 0")
+    for column, given, other in (
+        ("expansion_limit", cost, limit),
+        ("expansion_cost", limit, cost),
+    ):
+        if given is not None:
+            links.refuse(
+                ~np.isnan(given) & (True if other is None else np.isnan(other)),
+                column,
+                lambda row: (
+                    "the cell is empty; give both expansion_cost and expansion_limit where a link can be "
+                    "expanded, and neither where not"
+                ),
+            )
+    through = np.ones(len(ends.nodes), dtype=bool)
+    if first_through_node is not None:
+        if not all(isinstance(label, int) for label in ends.nodes):
+            raise InvalidInputError(
+                "first_through_node: the nodes are not numbered; give nodes.csv a column through (0 or 1) instead"
+            )
+        through = np.array([label >= first_through_node for label in ends.nodes])  # type: ignore[operator]
     positions, geographic = None, False
     if nodes is not None:
         if "through" in nodes.columns:
             through &= nodes.numbers("through", 0, 1) > 0
-        geographic = {"longitude", "latitude"} <= nodes.columns.keys()
-        axes = ("longitude", "latitude") if geographic else ("x", "y")
-        if all(
-            axis in nodes.columns
-            and any(str(c).strip() not in ("", "nan") for c in nodes.columns[axis])
-            for axis in axes
-        ):
-            positions = np.column_stack([nodes.numbers(axis) for axis in axes])
-    between = origin != destination  # trips within a zone use no link
-    zeros = np.zeros(len(tail))
+        positions, geographic = positions_of(nodes)
+    between = ends.origin != ends.destination  # trips within a zone use no link
+    zeros = np.zeros(len(ends.tail))
     return RoadNetwork(
         name=name,
-        nodes=labels,
+        nodes=ends.nodes,
         through=through,
         positions=positions,
         geographic=geographic,
-        link_id=_typed(link_ids),
-        tail=tail,
-        head=head,
+        link_id=ends.link_id,
+        tail=ends.tail,
+        head=ends.head,
         capacity=capacity,
         free_flow_time=links.numbers("free_flow_time", 0),
         b=links.numbers("b", 0),
         power=power,
         length=links.numbers("length", 0) if "length" in links.columns else zeros,
         toll=links.numbers("toll", 0) if "toll" in links.columns else zeros,
-        origin=origin[between],
-        destination=destination[between],
+        origin=ends.origin[between],
+        destination=ends.destination[between],
         trips=demand.numbers("trips", 0)[between],
-        toll_factor=toll_factor,
-        distance_factor=distance_factor,
-        expansion_cost=_sparse(links, "expansion_cost"),
-        expansion_limit=_sparse(links, "expansion_limit"),
+        toll_factor=toll_factor or 0.0,
+        distance_factor=distance_factor or 0.0,
+        expansion_cost=cost,
+        expansion_limit=limit,
         volume=volume,
     )
-
-
-def _sparse(table: _Table, column: str) -> Floats | None:
-    """A column of numbers >= 0 with empty cells, NaN there; None where the table has no such column."""
-    if column not in table.columns:
-        return None
-    values = np.full(len(table.lines), np.nan)
-    given = [
-        row
-        for row, cell in enumerate(table.columns[column])
-        if cell is not None and str(cell).strip().lower() not in ("", "nan")
-    ]
-    values[given] = replace(
-        table,
-        lines=[table.lines[row] for row in given],
-        columns={column: [table.columns[column][row] for row in given]},
-    ).numbers(column, 0)
-    return values

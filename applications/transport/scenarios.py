@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from blocc.applications.transport.design import design
 from blocc.applications.transport.network import Network
-from blocc.applications.transport.output import write_atomically
+from blocc.applications.transport.tables import number_of
 from blocc.errors import BloccError, InvalidInputError, require
+from blocc.files import write_atomically
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
+ASSUMPTIONS = ("demand_growth", "cost", "budget", "subsidy")
+COLUMNS = (
+    *ASSUMPTIONS,
+    "profit",
+    "capacity_cost",
+    "revenue",
+    "trips_served",
+    "share_served",
+    "links_built",
+    "bound",
+    "status",
+    "lower_gap",
+    "violation",
+    "stationarity",
+    "seconds",
+    "error",
+)
 
 
 def scenarios(
@@ -30,6 +50,7 @@ def scenarios(
     starts: int | None = None,
     seed: int = 0,
     tol: float = 1e-6,
+    callback: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Any:
     """Design the network for every combination of some assumptions.
@@ -50,6 +71,8 @@ def scenarios(
         Scenarios at a time, as in joblib.
     starts, seed, tol
         As in :func:`design`, of each scenario.
+    callback : callable, optional
+        Called with the number of scenarios done and of all, after each.
     **options
         Further ones of :func:`design`: minimum, maximum, existing, module.
 
@@ -59,16 +82,18 @@ def scenarios(
         One row a scenario: demand_growth, cost, budget, subsidy; then profit (without the subsidy), capacity_cost,
         revenue (without the subsidy), trips_served, share_served, links_built, bound (on profit plus subsidies),
         status, lower_gap, violation, stationarity, seconds, and error: why there is no design where one failed.
-        The first scenario's design is where the search of the others begins.
+        The first scenario's design is where the search of the others begins. After Ctrl-C the status of the
+        scenarios that were not finished is "interrupted".
 
     Raises
     ------
     InvalidInputError
-        If a list is empty, or holds no finite number of the right sign.
+        If a list is empty, or holds no finite number of the right sign; or if all scenarios fail for a wrong option
+        or network.
     """
     pandas = require("pandas", "transport", "scenarios")
     joblib = require("joblib", "transport", "scenarios")
-    lists = {"demand_growth": demand_growth, "cost": cost, "budget": budget, "subsidy": subsidy}
+    lists = dict(zip(ASSUMPTIONS, (demand_growth, cost, budget, subsidy), strict=True))
     least = {"demand_growth": -1.0, "cost": 0.0, "budget": 0.0, "subsidy": -math.inf}
     for name, values in lists.items():
         if len(values) == 0:
@@ -76,23 +101,47 @@ def scenarios(
         for value in values:
             if name == "budget" and value is None:
                 continue
-            if value is None or not math.isfinite(value) or value < least[name]:
-                raise InvalidInputError(
-                    f"{name}: {value} is not a number of at least {least[name]:g}"
-                )
+            number = number_of(value)
+            if number is None or number < least[name]:
+                limit = f" of at least {least[name]:g}" if math.isfinite(least[name]) else ""
+                raise InvalidInputError(f"{name}: {value} is not a finite number{limit}")
+    if n_jobs == 0:
+        raise InvalidInputError("n_jobs must not be 0; give 1, or -1 for all processors")
     cases = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
     shared = {"starts": starts, "seed": seed, "tol": tol, **options}
-    first, capacity = _design(network, cases[0], None, shared)
-    others = joblib.Parallel(n_jobs=n_jobs)(
-        joblib.delayed(_design)(network, case, capacity, shared) for case in cases[1:]
-    )
-    return pandas.DataFrame([first, *(row for row, _ in others)])
+    rows: list[dict[str, Any]] = []
+    errors: list[BloccError | None] = []
+
+    def done(row: dict[str, Any], error: BloccError | None) -> None:
+        rows.append(row)
+        errors.append(error)
+        if callback is not None:
+            callback(len(rows), len(cases))
+        if (
+            row["status"] == "interrupted"
+        ):  # the design has caught the Ctrl-C, and the sweep has still to
+            raise KeyboardInterrupt
+
+    try:
+        row, capacity, error = _design(network, cases[0], None, shared)
+        done(row, error)
+        tasks = (joblib.delayed(_design)(network, case, capacity, shared) for case in cases[1:])
+        # a generator: what is done is at hand when Ctrl-C comes
+        for row, _, error in joblib.Parallel(n_jobs=n_jobs, return_as="generator")(tasks):
+            done(row, error)
+    except KeyboardInterrupt:
+        rest = {"status": "interrupted", "error": "interrupted"}
+        rows += [{**case, **rest} for case in cases[len(rows) :]]
+    refused = [error for error in errors if isinstance(error, InvalidInputError)]
+    if refused and len(refused) == len(errors):
+        raise refused[0]
+    return pandas.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _design(
     network: Network, case: dict[str, Any], start: Floats | None, options: dict[str, Any]
-) -> tuple[dict[str, Any], Floats | None]:
-    """Row of a scenario, and its capacities."""
+) -> tuple[dict[str, Any], Floats | None, BloccError | None]:
+    """Row of a scenario, its capacities, and why there are none."""
     trips = network.trips * (1.0 + case["demand_growth"])
     changed = replace(
         network,
@@ -103,7 +152,7 @@ def _design(
     try:
         plan = design(changed, budget=case["budget"], start=start, on_failure="return", **options)
     except BloccError as error:
-        return {**case, "status": "failed", "error": str(error)}, None
+        return {**case, "status": "failed", "error": str(error)}, None, error
     summary, certificate = plan.summary(), plan.result.certificate
     subsidies = case["subsidy"] * summary["trips_served"]
     row = {
@@ -122,10 +171,10 @@ def _design(
         "seconds": summary["seconds"],
         "error": "" if plan.result.success else plan.result.message,
     }
-    return row, plan.capacity
+    return row, plan.capacity, None
 
 
-def plot_pareto(table: Any, path: str | os.PathLike[str]) -> Any:
+def plot_pareto(table: Any, path: str | os.PathLike[str]) -> Path:
     """Plot profit against trips served, a point a scenario; those no other beats in both are joined by a line.
 
     Parameters
@@ -139,22 +188,16 @@ def plot_pareto(table: Any, path: str | os.PathLike[str]) -> Any:
     -------
     Path
     """
-    import io
-
     figure_module = require("matplotlib.figure", "plot", "the plot of scenarios")
-    done = table[table["status"] != "failed"]
+    done = table[table["profit"].notna()]
     figure = figure_module.Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(done["trips_served"], done["profit"], "o", color="C0")
     best = pareto(done)
     axes.plot(best["trips_served"], best["profit"], "-", color="C0", alpha=0.5)
-    varied = [
-        name
-        for name in ("demand_growth", "cost", "budget", "subsidy")
-        if done[name].nunique(dropna=False) > 1
-    ]
+    varied = [name for name in ASSUMPTIONS if done[name].nunique(dropna=False) > 1]
     for _, row in done.iterrows():
-        label = ", ".join(f"{name.replace('_', ' ')} {row[name]:g}" for name in varied)
+        label = ", ".join(_assumption(name, row[name]) for name in varied)
         place = (row["trips_served"], row["profit"])
         axes.annotate(label, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
     axes.set_xlabel("trips served")
@@ -164,9 +207,17 @@ def plot_pareto(table: Any, path: str | os.PathLike[str]) -> Any:
     return write_atomically(path, image.getvalue())
 
 
+def _assumption(name: str, value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return f"no {name}"
+    return f"{name.replace('_', ' ')} {value:g}"
+
+
 def pareto(table: Any) -> Any:
     """Rows that no other row beats in both profit and trips served, by trips served."""
-    ordered = table.sort_values(["trips_served", "profit"], ascending=False)
+    ordered = table[table["profit"].notna()].sort_values(
+        ["trips_served", "profit"], ascending=False
+    )
     best = ordered["profit"].cummax()
     keep = ordered["profit"] > best.shift(fill_value=-math.inf)
     return ordered[keep].sort_values("trips_served")

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from blocc.applications.transport.network import Floats, Network, _number, _Table
+from blocc.applications.transport.network import Network
 from blocc.applications.transport.roads import RoadNetwork, build
+from blocc.applications.transport.tables import Floats, Table, number_of
 from blocc.errors import InvalidInputError
 
 NET_COLUMNS = (
@@ -106,14 +107,14 @@ def read_tntp(
         if distance_factor is None
         else distance_factor,
     }
-    table = _Table(str(net), "line", [line for line, _ in rows], cells)
+    table = Table(str(net), "line", [line for line, _ in rows], cells)
     volume = None
     if flow is not None:
         volume = _volumes(_File(flow, metadata=False), table)
     return build(
         table,
         demand,
-        _Table(str(node or net), "node", range(1, count + 1), nodes),
+        Table(str(node or net), "node", range(1, count + 1), nodes),
         name or Path(net).name.removesuffix(".tntp").removesuffix("_net"),
         first_through_node=first,
         volume=volume,
@@ -213,7 +214,7 @@ class _File:
         if tag not in self.tags:
             return 0.0
         line, value = self.tags[tag]
-        number = _number(value)
+        number = number_of(value)
         if number is None or number < 0:
             raise self.error(line, f"<{tag}> is {value[:40]!r}, not a number >= 0")
         return number
@@ -242,7 +243,7 @@ class _File:
         return int(cell)
 
 
-def _demand(file: _File, zones: int) -> _Table:
+def _demand(file: _File, zones: int) -> Table:
     stated = file.whole("NUMBER OF ZONES", 1, MOST_NODES)
     if stated != zones:
         raise file.error(
@@ -273,7 +274,7 @@ def _demand(file: _File, zones: int) -> _Table:
                 str(file.number_of_node(number, destination.strip(), zones))
             )
             columns["trips"].append(trips.strip())
-    table = _Table(str(file.path), "line", lines, columns)
+    table = Table(str(file.path), "line", lines, columns)
     trips = table.numbers("trips", 0)
     if "TOTAL OD FLOW" in file.tags:
         total = file.factor("TOTAL OD FLOW")
@@ -283,13 +284,7 @@ def _demand(file: _File, zones: int) -> _Table:
                 f"the trips sum to {trips.sum():.10g} where <TOTAL OD FLOW> says {total:.10g}; "
                 "the file may be truncated",
             )
-    kept = np.flatnonzero(trips > 0).tolist()
-    return _Table(
-        table.source,
-        "line",
-        [lines[i] for i in kept],
-        {column: [cells[i] for i in kept] for column, cells in columns.items()},
-    )
+    return table.rows(np.flatnonzero(trips > 0).tolist())
 
 
 def _coordinates(file: _File, count: int) -> dict[str, list[str]]:
@@ -307,7 +302,7 @@ def _coordinates(file: _File, count: int) -> dict[str, list[str]]:
         if x[index]:
             raise file.error(number, f"node {cells[0]} is given twice; keep one of the two")
         for cell in cells[1:3]:
-            if _number(cell) is None:
+            if number_of(cell) is None:
                 raise file.error(number, f"{cell[:40]!r} is not a finite number")
         x[index], y[index] = cells[1], cells[2]
     if not all(x):
@@ -316,7 +311,7 @@ def _coordinates(file: _File, count: int) -> dict[str, list[str]]:
     return {"x": x, "y": y}
 
 
-def _volumes(file: _File, links: _Table) -> Floats:
+def _volumes(file: _File, links: Table) -> Floats:
     if not file.lines:
         raise file.error(file.last, "no header; 'From To Volume Cost' is expected")
     number, content = file.lines[0]
@@ -346,7 +341,7 @@ def _volumes(file: _File, links: _Table) -> Floats:
             raise file.error(number, f"{ends[0][:20]} -> {ends[1][:20]} is no link of the net file")
         if not np.isnan(volume[index[ends]]):
             raise file.error(number, f"link {ends[0]} -> {ends[1]} is given twice")
-        value = _number(cells[where[2]])
+        value = number_of(cells[where[2]])
         if value is None or value < 0:
             raise file.error(number, f"{cells[where[2]][:40]!r} is not a flow >= 0")
         volume[index[ends]] = value

@@ -92,9 +92,9 @@ def test_no_traveller_has_a_cheaper_route_on_random_networks(seed):
         distance_factor=0.3,
     )
     answer = transport.equilibrium(roads, tol=1e-10)
-    flows, paths = answer.flows, roads.paths
+    paths = roads.paths
     # Wardrop: every used path costs what the cheapest does; shortest paths by another algorithm
-    costs = _path_sums(flows.path_start, flows.path_links, answer.cost)
+    costs = _path_sums(answer.path_start, answer.path_links, answer.cost)
     distance = np.full((nodes, nodes), np.inf)
     np.fill_diagonal(distance, 0.0)
     label = {node: i for i, node in enumerate(roads.nodes)}
@@ -102,14 +102,14 @@ def test_no_traveller_has_a_cheaper_route_on_random_networks(seed):
         distance[label[a], label[b]] = min(distance[label[a], label[b]], cost)
     for k in range(nodes):
         distance = np.minimum(distance, distance[:, [k]] + distance[[k]])
-    cheapest = distance[roads.origin, roads.destination][flows.path_pair]
-    excess = flows.path_flow @ (costs - cheapest)
+    cheapest = distance[roads.origin, roads.destination][answer.path_pair]
+    excess = answer.path_flow @ (costs - cheapest)
     assert excess <= 1e-9 * (1.0 + answer.objective)
     np.testing.assert_allclose(
-        np.bincount(flows.path_pair, flows.path_flow, len(pairs)), roads.trips, rtol=1e-12
+        np.bincount(answer.path_pair, answer.path_flow, len(pairs)), roads.trips, rtol=1e-12
     )
     by_origin = paths.origin_flows(
-        flows.path_pair, flows.path_start, flows.path_links, flows.path_flow
+        answer.path_pair, answer.path_start, answer.path_links, answer.path_flow
     )
     assert paths.imbalance(by_origin, paths.trips) <= 1e-12
     expected = (
@@ -151,7 +151,7 @@ def test_conjugates_are_maxima_over_flows():
 
 def test_a_warm_start_reaches_the_same_equilibrium_with_fewer_sweeps():
     roads = transport.load_roads("sioux_falls")
-    cold = transport.equilibrium(roads, tol=1e-12).flows
+    cold = transport.equilibrium(roads, tol=1e-12)
     near = LinkCosts.of(roads, roads.capacity * 1.01)
     warm = assign(roads.paths, near, tol=1e-12, warm=cold.warm)
     again = assign(roads.paths, near, tol=1e-12)
@@ -173,6 +173,9 @@ def test_trips_without_a_route_are_refused_by_name():
     ("options", "culprit"),
     [
         ({"tol": 0.0}, "tol"),
+        ({"tol": "small"}, "tol must be a number"),
+        ({"max_iterations": 0}, "max_iterations must be at least 1"),
+        ({"max_iterations": 2.5}, "max_iterations must be a whole number"),
         ({"capacity": [1.0]}, "capacity"),
         ({"capacity": [0.0] * 4}, "capacity"),
     ],

@@ -152,7 +152,7 @@ def test_a_plan_is_written_with_its_certificate(tmp_path):
     ("changes", "options", "culprit"),
     [
         ({}, {}, "no link can be expanded"),
-        ({"expansion_cost": [""] * 4, "expansion_limit": [""] * 4}, {}, "empty on every link"),
+        ({"expansion_cost": [""] * 4, "expansion_limit": [""] * 4}, {}, "no link can be expanded"),
         ({"expansion_cost": [1] * 4, "expansion_limit": [1] * 4}, {"exponent": 0.5}, "exponent"),
         ({"expansion_cost": [1] * 4, "expansion_limit": [1] * 4}, {"start": [1.0]}, "start"),
     ],

@@ -377,7 +377,8 @@ def test_file_that_is_a_directory(folder):
     [
         ("sevilla", "Did you mean 'seville'"),
         ("/no/such/place", "neither a shipped instance nor a directory"),
-        ("", "Shipped instances|links.csv"),
+        ("", "Shipped instances"),
+        ("sioux_falls", "It is a road network"),
         ("a\0b", "neither"),
         ("x" * 5000, "neither"),
     ],
@@ -417,6 +418,19 @@ def test_cells_of_odd_types(tables, cell):
     links["travel_time"][1], links["from_node"][1] = 1.0, cell
     with pytest.raises(InvalidInputError, match="links table, row 2, column 'from_node'"):
         networks.from_tables(links, tables["demand"])
+
+
+def test_empty_cells_of_limits_may_be_what_pandas_has_there(tables):
+    import pandas
+
+    links = tables["links"].assign(maximum=pandas.array([3] + [None] * 5, dtype="Int64"))
+    network = networks.from_tables(links, tables["demand"], tables["nodes"])
+    np.testing.assert_array_equal(network.maximum, [3.0] + [np.nan] * 5)
+
+
+def test_a_column_that_is_no_sequence_is_named(tables):
+    with pytest.raises(InvalidInputError, match="column 'origin' is 3, not a sequence of cells"):
+        networks.from_tables(tables["links"], {"origin": 3})
 
 
 def test_edge_without_attribute():

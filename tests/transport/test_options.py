@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import cvxpy as cp
 import numpy as np
 import pytest
@@ -242,9 +244,48 @@ def test_subsidy_trades_profit_for_passengers(tmp_path):
     assert written.read_bytes().startswith(b"\x89PNG")
 
 
+def test_scenarios_are_interrupted_with_what_was_designed(tmp_path, monkeypatch):
+    module = importlib.import_module("blocc.applications.transport.scenarios")
+    calls = []
+
+    def interrupted(*arguments, **options):
+        calls.append(options["budget"])
+
+        def stop(record):
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+
+        return transport.design(*arguments, callback=stop, **options)
+
+    monkeypatch.setattr(module, "design", interrupted)
+    network = transport.load("nine_node")
+    reached = []
+    table = transport.scenarios(
+        network,
+        budget=[None, 20.0, 30.0],
+        starts=0,
+        callback=lambda done, number: reached.append((done, number)),
+    )
+    assert calls == [None, 20.0]
+    assert reached == [(1, 3), (2, 3)]
+    assert table["status"].tolist()[1:] == ["interrupted"] * 2
+    assert np.isfinite(table["profit"][0])
+    assert table["error"].tolist()[0] == ""
+    assert "interrupted" in table["error"][2]
+    assert np.isnan(table["profit"][2])
+    assert len(transport.pareto(table)) >= 1
+    assert transport.plot_pareto(table, tmp_path / "pareto.png").stat().st_size > 1000
+
+
 def test_wrong_scenarios_are_named():
     network = transport.load("three_node")
-    with pytest.raises(blocc.InvalidInputError, match="demand_growth"):
-        transport.scenarios(network, demand_growth=[])
-    with pytest.raises(blocc.InvalidInputError, match="cost"):
-        transport.scenarios(network, cost=[-1.0])
+    for wrong, message in (
+        ({"demand_growth": []}, "demand_growth: give at least one"),
+        ({"budget": [-1.0]}, "budget: -1.0 is not a finite number of at least 0"),
+        ({"subsidy": [float("inf")]}, "subsidy: inf is not a finite number$"),
+        ({"cost": ["dear"]}, "cost: dear is not"),
+        ({"n_jobs": 0}, "n_jobs must not be 0"),
+        ({"starts": -1}, "starts must be at least 0"),  # what is wrong with all is no row
+    ):
+        with pytest.raises(blocc.InvalidInputError, match=message):
+            transport.scenarios(network, **wrong)

@@ -90,6 +90,22 @@ def test_tables_agree_with_the_files(tmp_path, network, answer):
     pandas.testing.assert_frame_equal(shares, pandas.read_csv(written["shares.csv"]))
 
 
+def test_an_interrupted_design_is_written_without_asking_the_passengers_again(
+    tmp_path, network, answer, monkeypatch
+):
+    pytest.importorskip("plotly")
+
+    def asked(*arguments):
+        raise AssertionError("the passengers were asked again")
+
+    monkeypatch.setattr("blocc.applications.transport.sensitivity.sensitivity", asked)
+    summary = {"status": "interrupted"}
+    written = output.write_outputs(tmp_path, network, summary=summary, **answer)
+    assert "the search was interrupted" in written["report.html"].read_text()
+    with pytest.raises(AssertionError, match="asked again"):
+        output.write_outputs(tmp_path, network, summary={"status": "improved"}, **answer)
+
+
 @pytest.mark.parametrize("name", ["capacity", "flow", "price", "share", "path_cost"])
 def test_wrong_shape(tmp_path, network, answer, name):
     answer[name] = np.zeros(5)

@@ -83,7 +83,11 @@ def test_trips_within_a_zone_are_left_out():
         ({"trips": [1, 1, "x", 1]}, ("demand table, row 3", "'x'")),
         ({"origin": [1, 2, 3, 4], "destination": [1, 2, 3, 4]}, ("empty", "different ends")),
         ({"power": [300, 4, 4, 4], "capacity": [1e-3, 1, 1, 1]}, ("link 1", "units")),
-        ({"expansion_cost": [1, "", "", ""]}, ("expansion_cost and expansion_limit",)),
+        ({"expansion_cost": [1, "", "", ""]}, ("links table, row 1", "'expansion_limit'", "both")),
+        (
+            {"expansion_cost": [1, "", "", ""], "expansion_limit": [1, 2, "", ""]},
+            ("links table, row 2", "'expansion_cost'", "both"),
+        ),
         (
             {"expansion_cost": [1, "", "x", ""], "expansion_limit": [1, "", 2, ""]},
             ("links table, row 3", "expansion_cost"),
@@ -100,8 +104,85 @@ def test_wrong_tables_are_refused_by_row_and_column(changes, fragments):
 def test_a_missing_column_is_named():
     links, demand, nodes = tables()
     del links["b"]
-    with pytest.raises(InvalidInputError, match="column 'b' is missing"):
+    with pytest.raises(InvalidInputError, match=r"column 'b' is missing \(found: link_id"):
         transport.roads_from_tables(links, demand, nodes)
+
+
+def test_columns_may_have_the_names_of_tntp_but_not_both():
+    links, demand, nodes = tables()
+    same = transport.roads_from_tables(links, demand, nodes)
+    links["init_node"] = links.pop("from_node")
+    renamed = transport.roads_from_tables(links, demand, nodes)
+    assert renamed.tail.tolist() == same.tail.tolist()
+    links["from_node"] = links["init_node"][::-1]
+    with pytest.raises(InvalidInputError, match="two columns mean 'from_node'"):
+        transport.roads_from_tables(links, demand, nodes)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        ({"longitude": [1, 2, 3, 4]}, "only longitude is filled"),
+        ({"longitude": [1, 2, 3, 4], "latitude": ["", None, "", ""]}, "only longitude is filled"),
+        ({"x": [1, 2, 3, 4], "y": [1, 2, "", 4]}, "row 3, column 'y': the cell is empty"),
+        (
+            {"longitude": [1, 2, 3, 999], "latitude": [0] * 4},
+            "row 4, column 'longitude': 999 is above 180; write a number from -180 to 180",
+        ),
+        ({"through": [1, 0, 2, 1]}, "row 3, column 'through': 2 is above 1; write a number from"),
+    ],
+)
+def test_wrong_nodes_are_refused(nodes, message):
+    links, demand, _ = tables()
+    with pytest.raises(InvalidInputError, match=message):
+        transport.roads_from_tables(links, demand, {"node": [1, 2, 3, 4], **nodes})
+
+
+def test_coordinates_may_be_empty_or_only_x_and_y_be_filled():
+    links, demand, _ = tables()
+    empty = {"longitude": [""] * 4, "latitude": [None] * 4}
+    roads = transport.roads_from_tables(links, demand, {"node": [1, 2, 3, 4], **empty})
+    assert roads.positions is None
+    plane = {**empty, "x": [0, 1, 2, 3], "y": [3, 2, 1, 0]}
+    roads = transport.roads_from_tables(links, demand, {"node": [1, 2, 3, 4], **plane})
+    assert roads.positions[:, 0].tolist() == [0, 1, 2, 3]
+    assert not roads.geographic
+
+
+def test_a_first_through_node_needs_numbered_nodes():
+    links, _, _ = tables()
+    named = {
+        **links,
+        "from_node": [f"n{i}" for i in links["from_node"]],
+        "to_node": [f"n{i}" for i in links["to_node"]],
+    }
+    trips = {"origin": ["n1"], "destination": ["n4"], "trips": [1.0]}
+    assert len(transport.roads_from_tables(named, trips).nodes) == 4
+    with pytest.raises(InvalidInputError, match="the nodes are not numbered"):
+        transport.roads_from_tables(named, trips, first_through_node=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "neither a shipped instance nor a directory"),
+        ("x" * 5000, "neither a shipped instance nor a directory"),
+        ("a\0b", "neither a shipped instance nor a directory"),
+        ("sioux_fals", "Did you mean 'sioux_falls'"),
+        ("seville", "It is a transit network"),
+    ],
+)
+def test_a_network_that_is_not_there_is_named_in_one_line(name, message):
+    with pytest.raises(InvalidInputError, match=message) as caught:
+        transport.load_roads(name)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_a_file_instead_of_a_directory_is_refused(tmp_path):
+    (tmp_path / "links.csv").write_text("link_id\n")
+    with pytest.raises(InvalidInputError, match="is a file; give the directory"):
+        transport.load_roads(tmp_path / "links.csv")
 
 
 @pytest.mark.parametrize("name", ["SiouxFalls", "Anaheim", "Barcelona", "ChicagoSketch"])

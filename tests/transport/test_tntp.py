@@ -239,6 +239,14 @@ def test_metadata_state_the_factors_and_arguments_override_them(tmp_path):
     (tmp_path / "case_net.tntp").write_text("<DISTANCE FACTOR> 0.04\n" + texts["net"])
     assert read(tmp_path).distance_factor == 0.04
     assert read(tmp_path, distance_factor=0.5).distance_factor == 0.5
+    assert transport.load_roads(tmp_path).distance_factor == 0.04
+    assert transport.load_roads(tmp_path, distance_factor=0.0).distance_factor == 0.0
+
+
+def test_a_first_through_node_beside_the_files_own_is_refused(tmp_path):
+    write_tntp(random_roads(3), tmp_path, first=1)
+    with pytest.raises(InvalidInputError, match=r"case_net\.tntp states its own first through"):
+        transport.load_roads(tmp_path, first_through_node=3)
 
 
 def test_tntp_files_become_a_transit_network(tmp_path):

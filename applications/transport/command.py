@@ -252,7 +252,7 @@ def scenarios(
             "profit",
             "trips_served",
         ]
-        print(table[shown].to_string(index=False))
+        print(table[shown].to_string(index=False, na_rep="-"))
         print("written: " + "  ".join(str(path) for path in written))
     failed = int((table["error"] != "").sum())
     if failed:

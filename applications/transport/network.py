@@ -232,7 +232,8 @@ class Network(Graph):
         isolated = np.setdiff1d(np.arange(len(self.nodes)), np.concatenate([self.tail, self.head]))
         if isolated.size:
             labels = (str(self.nodes[i]) for i in isolated)
-            notes.append(f"{isolated.size} nodes have no link: " + _examples(labels, isolated.size))
+            what = "node has" if isolated.size == 1 else "nodes have"
+            notes.append(f"{isolated.size} {what} no link: " + _examples(labels, isolated.size))
         zero = int(np.count_nonzero(self.trips == 0))
         if zero == len(self.trips):
             notes.append("no OD pair has any trips: the best design is to build nothing")

@@ -223,7 +223,7 @@ def _bottlenecks(network: Network, capacity: Array, flow: Array, price: Array, l
             _number(capacity[i]),
             _number(flow[i]),
             _percent(load[i]),
-            f"{_bar(price[i] / price[order[0]])}{_number(price[i])}",
+            _bar(price[i] / price[order[0]], _number(price[i])),
         )
         for i in order.tolist()
     )
@@ -234,8 +234,10 @@ def _bottlenecks(network: Network, capacity: Array, flow: Array, price: Array, l
     )
 
 
-def _bar(part: float) -> str:
-    return f"<span class='bar'><span style='width:{100 * float(part):.0f}%'></span></span>"
+def _bar(part: float, text: str) -> str:
+    """A bar, and a number behind it that takes the same room in every row."""
+    bar = f"<span class='bar'><span style='width:{100 * float(part):.0f}%'></span></span>"
+    return f"{bar}<span class='value'>{text}</span>"
 
 
 def _worth(network: Network, capacity: Array, worth: Sensitivity | None) -> str:
@@ -269,7 +271,7 @@ def _worth(network: Network, capacity: Array, worth: Sensitivity | None) -> str:
         "passengers' problem was solved again each time, for the "
         f"{_count(len(worth.link), 'link')} with the largest price. {verdict}"
         "More and less differ in size because the link is just full: more of it stays empty or draws passengers from "
-        "elsewhere, less of it turns passengers away.</p>"
+        "elsewhere, less of it turns passengers away. A budget, modules, limits and what exists are not heeded.</p>"
         + _table(
             (
                 "link",
@@ -294,7 +296,7 @@ def _shares_text(network: Network, share: Array, path_cost: Array) -> str:
         (
             _pair(network, network.origin[i], network.destination[i]),
             _number(network.trips[i]),
-            f"{_bar(share[i])}{_percent(share[i])}",
+            _bar(share[i], _percent(share[i])),
             _number(path_cost[i]),
             _number(network.alternative_time[i]),
         )
@@ -386,16 +388,28 @@ def _unproven(summary: Mapping[str, Any]) -> str:
 def _search_text(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
     if not records:
         return "<p>No iterations were recorded.</p>"
+    smoothed = ""
+    if _measured(records, "gamma"):
+        smoothed = (
+            " Gamma is the weight of the passengers' interest in the smoothed problem that the search climbs; it rises "
+            "in stages. The smoothed profit is never below the true one at the same capacities, and meets it as gamma "
+            "rises."
+        )
     return (
-        f"<p>{_count(len(records), 'iteration')}. Gamma is the weight of the passengers' interest in the "
-        "smoothed problem that the search climbs; it rises in stages. The smoothed profit is never below the true one "
-        "at the same capacities, and meets it as gamma rises.</p>"
+        f"<p>The profit as the search went, {_count(len(records), 'record')} of it.{smoothed}</p>"
     )
+
+
+def _measured(records: Sequence[Mapping[str, Any]], name: str) -> bool:
+    """Whether a figure was measured often enough for a curve."""
+    return sum(_finite(record.get(name)) is not None for record in records) > 1
 
 
 def _run(summary: Mapping[str, Any]) -> str:
     options = {"status": summary.get("status"), **dict(summary.get("options") or {})}
-    rows = ((_text(key), _text(value)) for key, value in options.items())
+    rows = (
+        (_text(key), "none" if value is None else _text(value)) for key, value in options.items()
+    )
     return _table(("option", "value"), rows)
 
 
@@ -556,13 +570,26 @@ def _link_text(
     network: Network, i: int, capacity: Array, flow: Array, price: Array, load: Array
 ) -> str:
     name = f"<b>link {_text(network.link_id[i])}</b>  {_pair(network, network.tail[i], network.head[i])}"
-    cost = f"costs {_number(network.capacity_cost[i])} a trip of capacity"
+    cost = f"costs {_number(network.capacity_cost[i])} a trip of capacity{_limits_text(network, i)}"
     if capacity[i] <= 0:
         return f"{name}<br>not built; {cost}"
     return (
         f"{name}<br>capacity {_number(capacity[i])}<br>flow {_number(flow[i])}<br>load {_percent(load[i])}"
         f"<br>price {_number(price[i])}<br>{cost}"
     )
+
+
+def _limits_text(network: Network, i: int) -> str:
+    """What the network's tables say of a link's capacity."""
+    least, most = (
+        math.nan if limit is None else float(limit[i])
+        for limit in (network.minimum, network.maximum)
+    )
+    if least == most:
+        return "<br>existing: cannot change"
+    parts = [f"at least {_number(least)}"] if least > 0 else []
+    parts += [f"at most {_number(most)}"] if math.isfinite(most) else []
+    return f"<br>limits: {', '.join(parts)}" if parts else ""
 
 
 def shares_figure(network: Network, share: Array) -> Figure:
@@ -623,8 +650,8 @@ def shares_figure(network: Network, share: Array) -> Figure:
     }
     layout = _layout(
         520,
-        xaxis={"title": {"text": "to"}, **ticks(ends)},
-        yaxis={"title": {"text": "from"}, "autorange": "reversed", **ticks(starts)},
+        xaxis={"title": {"text": "to", "standoff": 12}, **ticks(ends)},
+        yaxis={"title": {"text": "from", "standoff": 12}, "autorange": "reversed", **ticks(starts)},
     )
     return {"data": [heat], "layout": layout}
 
@@ -707,7 +734,7 @@ def costs_figure(network: Network, capacity: Array) -> Figure | None:
 
 
 def convergence_figure(records: Sequence[Mapping[str, Any]], bound: float | None) -> Figure | None:
-    """True and smoothed profit, penalty left and gamma over the iterations."""
+    """True and smoothed profit over the iterations, penalty left and gamma where they were measured."""
     every = max(1, math.ceil(len(records) / _POINTS))
     kept = [*records[::every], *records[-1:]]
     if not kept:
@@ -721,12 +748,14 @@ def convergence_figure(records: Sequence[Mapping[str, Any]], bound: float | None
         return [None if v is None or v == 0 else abs(v) for v in column(name)]
 
     iteration = column("iteration")
-    curves = (
-        ("profit at the passengers' answer", column("response", -1.0), "y", _PROFIT, "solid"),
-        ("smoothed profit", column("penalized", -1.0), "y", _COST, "dot"),
-        ("penalty left", positive("penalty"), "y2", _PROFIT, "solid"),
-        ("gamma", positive("gamma"), "y3", _REVENUE, "solid"),
-    )
+    curves = [("profit at the passengers' answer", column("response", -1.0), "y", _PROFIT, "solid")]
+    stages = _measured(records, "gamma")  # climbs over prices report the profit alone
+    if stages:
+        curves += [
+            ("smoothed profit", column("penalized", -1.0), "y", _COST, "dot"),
+            ("penalty left", positive("penalty"), "y2", _PROFIT, "solid"),
+            ("gamma", positive("gamma"), "y3", _REVENUE, "solid"),
+        ]
     data = [
         {
             "type": "scatter",
@@ -742,18 +771,21 @@ def convergence_figure(records: Sequence[Mapping[str, Any]], bound: float | None
         }
         for name, values, axis, colour, dash in curves
     ]
+    axes: dict[str, Any] = {"yaxis": {"title": {"text": "profit"}}}
+    if stages:
+        axes["yaxis"]["domain"] = [0.52, 1.0]
+        for name, key, domain in (
+            ("yaxis2", "penalty", [0.26, 0.46]),
+            ("yaxis3", "gamma", [0.0, 0.2]),
+        ):
+            title = "penalty left" if key == "penalty" else key
+            axes[name] = {"title": {"text": title}, "domain": domain, **_log(positive(key))}
     layout = _layout(
-        560,
-        showlegend=True,
+        560 if stages else 320,
+        showlegend=stages,
         legend={"orientation": "h", "y": 1.06, "x": 0},
-        xaxis={"title": {"text": "iteration"}, "anchor": "y3"},
-        yaxis={"title": {"text": "profit"}, "domain": [0.52, 1.0]},
-        yaxis2={
-            "title": {"text": "penalty left"},
-            "domain": [0.26, 0.46],
-            **_log(positive("penalty")),
-        },
-        yaxis3={"title": {"text": "gamma"}, "domain": [0.0, 0.2], **_log(positive("gamma"))},
+        xaxis={"title": {"text": "iteration"}, "anchor": "y3" if stages else "y"},
+        **axes,
     )
     return {"data": data, "layout": layout}
 
@@ -805,6 +837,7 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; min-width: 5
 td:not(:first-child) { white-space: nowrap; }
 .bar { display: inline-block; width: 4rem; height: 0.55rem; margin-right: 0.6rem; background: var(--line);
   border-radius: 0.2rem; overflow: hidden; text-align: left; }
+.value { display: inline-block; min-width: 4rem; }
 .bar span { display: block; height: 100%; background: var(--accent); }
 button { font: inherit; font-size: 0.9rem; color: var(--ink); background: var(--card); border: 1px solid var(--line);
   border-radius: 0.4rem; padding: 0.2rem 0.8rem; cursor: pointer; }
@@ -832,6 +865,9 @@ function stations(traces) {
     if (trace.meta !== "stations") continue;
     trace.marker.color = trace.text.length > 60 ? colour("--dim") : colour("--paper");
     trace.marker.line.color = colour("--ink");
+    const paper = colour("--paper");
+    trace.textfont = { shadow: ["1px 1px", "-1px 1px", "1px -1px", "-1px -1px"]
+      .map((shift) => `${shift} 2px ${paper}`).join(", ") };
   }
   return traces;
 }

@@ -21,6 +21,8 @@ from blocc.files import write_atomically
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 ASSUMPTIONS = ("demand_growth", "cost", "budget", "subsidy")
+_TOLD = 40  # scenarios whose assumptions fit beside the plot
+_TOGETHER = 0.02  # part of the plot below which points are labelled together
 COLUMNS = (
     *ASSUMPTIONS,
     "profit",
@@ -177,6 +179,9 @@ def _design(
 def plot_pareto(table: Any, path: str | os.PathLike[str]) -> Path:
     """Plot profit against trips served, a point a scenario; those no other beats in both are joined by a line.
 
+    Points are numbered as the rows of the table, from 1, and what each stands for is told beside the plot (on the
+    first 40).
+
     Parameters
     ----------
     table : pandas.DataFrame
@@ -189,22 +194,46 @@ def plot_pareto(table: Any, path: str | os.PathLike[str]) -> Path:
     Path
     """
     figure_module = require("matplotlib.figure", "plot", "the plot of scenarios")
-    done = table[table["profit"].notna()]
-    figure = figure_module.Figure(figsize=(7, 5), layout="constrained")
+    done = table["profit"].notna().to_numpy()
+    numbers = np.flatnonzero(done) + 1
+    shown = table[done]
+    varied = [name for name in ASSUMPTIONS if shown[name].nunique(dropna=False) > 1]
+    told = [
+        f"{number}  {', '.join(_assumption(name, row[name]) for name in varied)}"
+        for number, (_, row) in zip(numbers[:_TOLD], shown.iterrows(), strict=False)
+    ]
+    figure = figure_module.Figure(
+        figsize=(10 if varied else 7, max(5.0, 0.19 * len(told))), layout="constrained"
+    )
     axes = figure.add_subplot()
-    axes.plot(done["trips_served"], done["profit"], "o", color="C0")
-    best = pareto(done)
+    axes.plot(shown["trips_served"], shown["profit"], "o", color="C0")
+    best = pareto(table)
     axes.plot(best["trips_served"], best["profit"], "-", color="C0", alpha=0.5)
-    varied = [name for name in ASSUMPTIONS if done[name].nunique(dropna=False) > 1]
-    for _, row in done.iterrows():
-        label = ", ".join(_assumption(name, row[name]) for name in varied)
-        place = (row["trips_served"], row["profit"])
-        axes.annotate(label, place, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    if varied:
+        places = shown[["trips_served", "profit"]].to_numpy(dtype=np.float64)
+        for place, label in _labels(places, numbers.tolist()):
+            axes.annotate(label, place, xytext=(5, 4), textcoords="offset points", fontsize=8)
+        axes.text(1.03, 1.0, "\n".join(told), transform=axes.transAxes, fontsize=8, va="top")
+    axes.margins(0.08)
     axes.set_xlabel("trips served")
     axes.set_ylabel("profit")
     image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=150)
+    figure.savefig(image, format="png", dpi=150, bbox_inches="tight")
     return write_atomically(path, image.getvalue())
+
+
+def _labels(places: Floats, numbers: Sequence[int]) -> list[tuple[Floats, str]]:
+    """Numbers of points, those of points that lie on each other together."""
+    extent = np.maximum(np.ptp(places, axis=0), 1e-12 * (1.0 + np.abs(places).max(axis=0)))
+    groups: list[tuple[Floats, list[int]]] = []
+    for place, number in zip(places, numbers, strict=True):
+        for other, members in groups:
+            if np.max(np.abs(place - other) / extent) < _TOGETHER:
+                members.append(number)
+                break
+        else:
+            groups.append((place, [number]))
+    return [(place, ", ".join(map(str, members))) for place, members in groups]
 
 
 def _assumption(name: str, value: float | None) -> str:

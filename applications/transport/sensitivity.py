@@ -21,7 +21,7 @@ from .network import Network
 Array = np.ndarray[Any, Any]
 CHANGE = 0.1
 _LINKS = 10
-_LARGEST = 2_000_000  # links times pairs: beyond, a single answer can take minutes
+_LARGEST = 1_000_000  # links times pairs: beyond, a single answer can take minutes (Anaheim, 1.3 million: 77 CPU s)
 _TOL = 1e-11  # relative gap of the passengers' problem; profits are good to about its square root
 
 
@@ -63,7 +63,7 @@ def sensitivity(
     Returns
     -------
     Sensitivity
-        Empty where nothing is built, and for cities (links times pairs above two million).
+        Empty where nothing is built, and for cities (links times pairs above a million).
     """
     model = TransitModel(network)
     revenue = network.trips * network.revenue

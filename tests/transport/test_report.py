@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -287,6 +289,38 @@ def test_convergence_shows_profit_and_leaves_gaps_where_nothing_was_measured():
     assert report.convergence_figure([], None) is None
     long = report.convergence_figure(RECORDS * 1000, None)
     assert all(len(trace["x"]) <= 1502 for trace in long["data"])
+
+
+def test_a_search_over_prices_shows_its_profit_alone():
+    records = [
+        {"iteration": k, "response": -float(k), "gamma": math.nan, "penalized": math.nan}
+        for k in range(5)
+    ]
+    closing = {"iteration": 5, "response": -5.0, "gamma": 64.0, "penalized": -5.1, "penalty": 0.1}
+    figure = report.convergence_figure([*records, closing], None)
+    assert [trace["name"] for trace in figure["data"]] == ["profit at the passengers' answer"]
+    assert not any(axis.startswith("yaxis") for axis in figure["layout"] if axis != "yaxis")
+    both = report.convergence_figure([*records, closing, {**closing, "iteration": 6}], None)
+    assert len(both["data"]) == 4
+
+
+def test_hovering_tells_limits_and_what_exists():
+    network = dataclasses.replace(
+        transport.load("three_node"),
+        minimum=np.array([2.0, 0.5, np.nan, np.nan, 0.0, np.nan]),
+        maximum=np.array([2.0, 3.0, 4.0, np.nan, np.nan, np.nan]),
+    )
+    ones = np.ones(6)
+    told = next(
+        trace["text"]
+        for trace in report.design_map(network, ones, ones, ones, ones)["data"]
+        if trace["name"] == "links"
+    )
+    assert told[0].endswith("existing: cannot change")
+    assert told[1].endswith("limits: at least 0.5, at most 3")
+    assert told[2].endswith("limits: at most 4")
+    assert told[3].endswith("a trip of capacity")
+    assert told[4].endswith("a trip of capacity")  # a minimum of zero is none
 
 
 @pytest.mark.parametrize(("name", "value"), [("lower_gap", 1e-3), ("violation", float("nan"))])

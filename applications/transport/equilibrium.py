@@ -42,6 +42,7 @@ from blocc.applications.transport.paths import (
     _subset,
 )
 from blocc.applications.transport.roads import RoadNetwork
+from blocc.applications.transport.tables import numbers_of
 from blocc.errors import InvalidInputError, LowerNotSolvedError, require, require_number
 from blocc.methods.homotopy import OnFailure
 
@@ -283,6 +284,7 @@ def equilibrium(
     -----
     M. Beckmann, C. B. McGuire, C. B. Winsten: Studies in the Economics of Transportation (1956), section 3.1.
     """
+    refuse_unserved(roads)
     require_number("tol", tol, Real)
     if not 0 < tol < 1:
         raise InvalidInputError(f"tol must be between 0 and 1, got {tol}")
@@ -292,12 +294,11 @@ def equilibrium(
     if on_failure not in ("raise", "return"):
         raise InvalidInputError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
     if capacity is not None:
-        capacity = np.asarray(capacity, dtype=np.float64)
+        capacity = numbers_of("capacity", capacity)
         if capacity.shape != roads.tail.shape or not np.all((capacity > 0) & np.isfinite(capacity)):
             raise InvalidInputError(
                 f"capacity: expected one positive number for each of {len(roads.tail)} links"
             )
-    refuse_unserved(roads)
     began = time.perf_counter()
     flows = assign(
         roads.paths,
@@ -310,7 +311,11 @@ def equilibrium(
 
 
 def refuse_unserved(roads: RoadNetwork) -> None:
-    """Raise InvalidInputError where trips have no route."""
+    """Raise InvalidInputError where trips have no route, or it is no road network."""
+    if not isinstance(roads, RoadNetwork):
+        raise InvalidInputError(
+            f"roads: expected a RoadNetwork, got {type(roads).__name__}; transport.load_roads reads one"
+        )
     lost = np.flatnonzero((roads.trips > 0) & ~np.isfinite(roads.paths.distances(roads.fixed_cost)))
     if len(lost):
         ends = (roads.nodes[roads.origin[lost[0]]], roads.nodes[roads.destination[lost[0]]])

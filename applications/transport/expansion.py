@@ -22,6 +22,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from scipy.optimize import minimize
 from blocc.applications.transport import output
 from blocc.applications.transport.equilibrium import Flows, LinkCosts, assign, refuse_unserved
 from blocc.applications.transport.roads import RoadNetwork
-from blocc.errors import InvalidInputError, require
+from blocc.applications.transport.tables import numbers_of
+from blocc.errors import InvalidInputError, require, require_number
 from blocc.methods.homotopy import OnFailure, solve
 from blocc.model import LowerResiduals, Relaxation, Saddle, Schedule
 from blocc.progress import Progress, Record
@@ -66,16 +68,17 @@ class ExpansionModel:
     accuracy = 1e-13
 
     def __init__(self, roads: RoadNetwork, *, exponent: float = 2.0) -> None:
+        refuse_unserved(roads)
         cost, limit = roads.expansion_cost, roads.expansion_limit
         if cost is None or limit is None or np.all(np.isnan(cost)):
             raise InvalidInputError(
                 f"{roads.name}: no link can be expanded; fill expansion_cost and expansion_limit in links.csv "
                 "where one can"
             )
+        require_number("exponent", exponent, Real)
         if not 1 <= exponent < math.inf:
             raise InvalidInputError(f"exponent must be at least 1 and finite, got {exponent}")
         self.design = np.flatnonzero(~np.isnan(cost))
-        refuse_unserved(roads)
         self.roads, self.exponent, self.paths = roads, float(exponent), roads.paths
         self.cost = cost[self.design]
         self.x_set: ConvexSet = Box(np.zeros(len(self.design)), limit[self.design])
@@ -326,7 +329,7 @@ def expand(
     """
     model = ExpansionModel(roads, exponent=exponent)
     if start is not None:
-        start = np.array(start, dtype=np.float64)
+        start = numbers_of("start", start)
         if start.shape not in ((), model.design.shape) or not np.all(np.isfinite(start)):
             raise InvalidInputError(
                 f"start: expected one finite number, or one for each of {len(model.design)} design links"

@@ -408,6 +408,10 @@ def from_networkx(graph: Any, demand: Any = None, name: str | None = None) -> Ne
     InvalidInputError
         As :func:`from_tables`; also for an edge without a needed attribute.
     """
+    if not all(hasattr(graph, part) for part in ("graph", "nodes", "edges", "is_directed")):
+        raise InvalidInputError(
+            f"from_networkx: expected a networkx graph, got {type(graph).__name__}"
+        )
     if demand is None:
         demand = graph.graph.get("demand")
         if demand is None:
@@ -440,8 +444,8 @@ def from_networkx(graph: Any, demand: Any = None, name: str | None = None) -> Ne
     items = list(graph.nodes(data=True))
     nodes: dict[str, list[Any]] = {"node": [node for node, _ in items]}
     for column in ("longitude", "latitude", "x", "y", "population"):
-        if items and all(column in data for _, data in items):
-            nodes[column] = [data[column] for _, data in items]
+        if any(column in data for _, data in items):
+            nodes[column] = [data.get(column) for _, data in items]
     links |= {column: cells for column, cells in limits.items() if set(cells) != {""}}
     return from_tables(links, demand, nodes, name or str(graph.graph.get("name", "")) or "network")
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from blocc.applications.transport.tables import (
     read_nodes,
     table_of,
 )
-from blocc.errors import InvalidInputError
+from blocc.errors import InvalidInputError, require_number
 
 ROADS = ("sioux_falls", "harker_friesz_1", "harker_friesz_2")
 LINK_COLUMNS = ("link_id", "from_node", "to_node", "capacity", "free_flow_time", "b", "power")
@@ -126,6 +127,7 @@ class RoadNetwork(Graph):
                 if np.any(values < 0) or np.any(np.isinf(values)):
                     raise self._wrong(name, "every entry must be >= 0 and finite, or NaN")
         for name in ("toll_factor", "distance_factor"):
+            require_number(name, getattr(self, name), Real)
             if not 0 <= getattr(self, name) <= LARGEST:
                 raise InvalidInputError(
                     f"{name} must be >= 0 and finite, got {getattr(self, name)}"
@@ -231,6 +233,7 @@ class RoadNetwork(Graph):
             "fare": fare,
         }
         for key, value in parameters.items():
+            require_number(key, value, Real)
             if not 0 < value < np.inf:
                 raise InvalidInputError(f"{key} must be positive and finite, got {value}")
         time = self.fixed_cost
@@ -423,6 +426,7 @@ def build(
             )
     through = np.ones(len(ends.nodes), dtype=bool)
     if first_through_node is not None:
+        require_number("first_through_node", first_through_node, Integral)
         if not all(isinstance(label, int) for label in ends.nodes):
             raise InvalidInputError(
                 "first_through_node: the nodes are not numbered; give nodes.csv a column through (0 or 1) instead"

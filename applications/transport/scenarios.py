@@ -98,8 +98,8 @@ def scenarios(
     lists = dict(zip(ASSUMPTIONS, (demand_growth, cost, budget, subsidy), strict=True))
     least = {"demand_growth": -1.0, "cost": 0.0, "budget": 0.0, "subsidy": -math.inf}
     for name, values in lists.items():
-        if len(values) == 0:
-            raise InvalidInputError(f"{name}: give at least one value")
+        if np.ndim(values) != 1 or len(values) == 0:
+            raise InvalidInputError(f"{name}: give a list of at least one value")
         for value in values:
             if name == "budget" and value is None:
                 continue

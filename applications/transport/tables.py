@@ -165,6 +165,10 @@ def directory_of(
     InvalidInputError
         If it is neither; the message names what there is.
     """
+    if not isinstance(name_or_directory, str | PathLike):
+        raise InvalidInputError(
+            f"expected the name of a network or a directory, got {_shown(name_or_directory)}"
+        )
     given = str(name_or_directory)
     data = importlib.resources.files("blocc.data")
     if isinstance(name_or_directory, str) and given in shipped:
@@ -356,6 +360,14 @@ def number_of(cell: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return value if math.isfinite(value) else None
+
+
+def numbers_of(name: str, value: Any) -> Floats:
+    """An argument as an array of floats."""
+    try:
+        return np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"{name}: expected numbers, got {_shown(value)}") from error
 
 
 def _empty(cell: Any) -> bool:

@@ -156,7 +156,7 @@ class _File:
         self.path = path
         try:
             raw = Path(path).read_bytes()
-        except (OSError, ValueError) as error:
+        except (OSError, TypeError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InvalidInputError(
                 f"{path}: cannot be read ({reason}); give the path of a TNTP file"

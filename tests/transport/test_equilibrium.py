@@ -176,6 +176,7 @@ def test_trips_without_a_route_are_refused_by_name():
         ({"tol": "small"}, "tol must be a number"),
         ({"max_iterations": 0}, "max_iterations must be at least 1"),
         ({"max_iterations": 2.5}, "max_iterations must be a whole number"),
+        ({"capacity": "wide"}, "capacity: expected numbers, got 'wide'"),
         ({"capacity": [1.0]}, "capacity"),
         ({"capacity": [0.0] * 4}, "capacity"),
     ],
@@ -183,6 +184,13 @@ def test_trips_without_a_route_are_refused_by_name():
 def test_wrong_options_are_named(options, culprit):
     with pytest.raises(InvalidInputError, match=culprit):
         transport.equilibrium(transport.roads_from_tables(*tables()), **options)
+
+
+@pytest.mark.parametrize("solve", [transport.equilibrium, transport.expand])
+def test_only_road_networks_are_taken(solve):
+    for wrong in ("sioux_falls", transport.load("three_node")):
+        with pytest.raises(InvalidInputError, match="expected a RoadNetwork, got"):
+            solve(wrong)
 
 
 def test_a_gap_not_reached_is_an_error_and_not_an_answer():

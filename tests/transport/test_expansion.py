@@ -154,7 +154,17 @@ def test_a_plan_is_written_with_its_certificate(tmp_path):
         ({}, {}, "no link can be expanded"),
         ({"expansion_cost": [""] * 4, "expansion_limit": [""] * 4}, {}, "no link can be expanded"),
         ({"expansion_cost": [1] * 4, "expansion_limit": [1] * 4}, {"exponent": 0.5}, "exponent"),
+        (
+            {"expansion_cost": [1] * 4, "expansion_limit": [1] * 4},
+            {"exponent": "quadratic"},
+            "exponent must be a number",
+        ),
         ({"expansion_cost": [1] * 4, "expansion_limit": [1] * 4}, {"start": [1.0]}, "start"),
+        (
+            {"expansion_cost": [1] * 4, "expansion_limit": [1] * 4},
+            {"start": "here"},
+            "start: expected numbers, got 'here'",
+        ),
     ],
 )
 def test_wrong_input_is_named(changes, options, culprit):

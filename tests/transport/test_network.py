@@ -433,6 +433,15 @@ def test_a_column_that_is_no_sequence_is_named(tables):
         networks.from_tables(tables["links"], {"origin": 3})
 
 
+def test_a_graph_where_only_some_nodes_have_a_place_is_refused(tables):
+    graph = networks.from_tables(**tables).to_networkx()
+    del graph.nodes[2]["x"]
+    with pytest.raises(InvalidInputError, match="row 2, column 'x': the cell is empty"):
+        networks.from_networkx(graph)
+    with pytest.raises(InvalidInputError, match="expected a networkx graph, got dict"):
+        networks.from_networkx({})
+
+
 def test_edge_without_attribute():
     graph = networkx.DiGraph([(1, 2)])
     with pytest.raises(InvalidInputError, match="no attribute 'travel_time'"):

@@ -280,10 +280,11 @@ def test_scenarios_are_interrupted_with_what_was_designed(tmp_path, monkeypatch)
 def test_wrong_scenarios_are_named():
     network = transport.load("three_node")
     for wrong, message in (
-        ({"demand_growth": []}, "demand_growth: give at least one"),
+        ({"demand_growth": []}, "demand_growth: give a list of at least one"),
         ({"budget": [-1.0]}, "budget: -1.0 is not a finite number of at least 0"),
         ({"subsidy": [float("inf")]}, "subsidy: inf is not a finite number$"),
         ({"cost": ["dear"]}, "cost: dear is not"),
+        ({"cost": 2.0}, "cost: give a list"),
         ({"n_jobs": 0}, "n_jobs must not be 0"),
         ({"starts": -1}, "starts must be at least 0"),  # what is wrong with all is no row
     ):

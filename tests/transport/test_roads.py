@@ -170,6 +170,7 @@ def test_a_first_through_node_needs_numbered_nodes():
         ("a\0b", "neither a shipped instance nor a directory"),
         ("sioux_fals", "Did you mean 'sioux_falls'"),
         ("seville", "It is a transit network"),
+        (None, "expected the name of a network or a directory, got None"),
     ],
 )
 def test_a_network_that_is_not_there_is_named_in_one_line(name, message):
@@ -177,6 +178,19 @@ def test_a_network_that_is_not_there_is_named_in_one_line(name, message):
         transport.load_roads(name)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"toll_factor": "x"}, "toll_factor must be a number"),
+        ({"distance_factor": -1.0}, "distance_factor must be >= 0"),
+        ({"first_through_node": 2.5}, "first_through_node must be a whole number"),
+    ],
+)
+def test_wrong_factors_are_named(options, message):
+    with pytest.raises(InvalidInputError, match=message):
+        transport.load_roads("harker_friesz_1", **options)
 
 
 def test_a_file_instead_of_a_directory_is_refused(tmp_path):

@@ -232,4 +232,6 @@ def main() -> None:
                 print(f"blocc: {message}", file=sys.stderr)
             raise SystemExit(2) from None
         raise
+    if code == 130:  # what typer makes of Ctrl-C, without a word
+        print("blocc: interrupted", file=sys.stderr)
     raise SystemExit(code if isinstance(code, int) else 0)

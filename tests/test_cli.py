@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from scipy.special import expit
 
+from blocc import cli
 from blocc.applications import transport
 from blocc.applications.transport import reference, search
 from blocc.result import read_archive
@@ -93,6 +94,18 @@ def test_scenarios_write_a_row_for_every_combination(tmp_path):
     bad = run("transport", "scenarios", "three_node", "--out", str(tmp_path), "--cost", "1;2")
     assert bad.returncode == 2
     assert "'1;2' is not a list of numbers" in bad.stderr
+
+
+def test_an_early_interrupt_is_one_line_and_exit_code_130(monkeypatch, capsys):
+    def interrupted(name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(transport, "load", interrupted)
+    monkeypatch.setattr(sys, "argv", ["blocc", "transport", "design", "seville", "--out", "x"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "blocc: interrupted\n"
 
 
 def test_scenarios_compare_budgets_with_none(tmp_path):

@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from blocc.applications import transport
+from blocc.applications.transport.output import plain
 from blocc.applications.transport.tables import number_of
 from blocc.console import Bar, Json, Out, show_table
 from blocc.errors import InvalidInputError
 from blocc.files import write_atomically
-from blocc.result import Status
+from blocc.result import Result, Status
 
 app = typer.Typer(
     help="Transit network capacity design; road equilibria and expansion.", no_args_is_help=True
@@ -57,6 +58,13 @@ DistanceFactor = Annotated[
 def _check_jobs(jobs: int | None) -> None:
     if jobs == 0:
         raise InvalidInputError("--jobs must not be 0; write 1, or -1 for all processors")
+
+
+def _trouble(result: Result, what: str) -> str | None:
+    """What is wrong with an answer, for the last line."""
+    if result.status is Status.INTERRUPTED:
+        return f"interrupted; the best {what} so far is written"
+    return None if result.success else result.message
 
 
 def _finish(
@@ -146,13 +154,11 @@ def design(
         )
         bar.say("writing the report")
         written = plan.write(out)
-    trouble = None if plan.result.success else plan.result.message
-    if plan.status is Status.INTERRUPTED:
-        trouble = "interrupted; the best design so far is written"
-        if checkpoint.exists():
-            trouble += ", and the same command with --resume continues"
-    else:
+    trouble = _trouble(plan.result, "design")
+    if plan.status is not Status.INTERRUPTED:
         checkpoint.unlink(missing_ok=True)
+    elif checkpoint.exists():
+        trouble = f"{trouble}, and the same command with --resume continues"
     _finish(
         written,
         _design_rows(plan.summary()),
@@ -252,7 +258,10 @@ def scenarios(
             "profit",
             "trips_served",
         ]
-        print(table[shown].to_string(index=False, na_rep="-"))
+        budgets = [
+            "none" if value is None else f"{value:g}" for value in plain(table["budget"].tolist())
+        ]
+        print(table[shown].assign(budget=budgets).to_string(index=False, na_rep="-"))
         print("written: " + "  ".join(str(path) for path in written))
     failed = int((table["error"] != "").sum())
     if failed:
@@ -371,6 +380,6 @@ def expand(
         plan.write(out),
         plan.summary(),
         f"expansion of {network.name}",
-        None if plan.result.success else plan.result.message,
+        _trouble(plan.result, "expansion"),
         as_json=as_json,
     )

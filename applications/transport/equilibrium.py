@@ -34,6 +34,7 @@ from scipy.sparse import csc_array, eye_array
 from scipy.sparse.linalg import splu
 
 from blocc.applications.transport import output
+from blocc.applications.transport.compiled import compiled
 from blocc.applications.transport.paths import (
     PathNetwork,
     _grouped,
@@ -547,7 +548,7 @@ def _newton(
     return flow, state
 
 
-@njit(cache=True)
+@compiled
 def _load(start, links, flow, number):  # type: ignore[no-untyped-def]
     load = np.zeros(number)
     for path in range(len(flow)):
@@ -567,7 +568,7 @@ def _shift(link, change, flow, cost, slope, fixed, factor, capacity, power):  # 
         slope[link] = factor[link] * exponent * lower / capacity[link]
 
 
-@njit(cache=True)
+@compiled
 def _sweep(  # type: ignore[no-untyped-def]
     pair_start, path_start, path_links, path_flow, flow, cost, slope, fixed, factor, capacity, power
 ):

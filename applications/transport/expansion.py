@@ -33,7 +33,7 @@ from blocc.applications.transport import output
 from blocc.applications.transport.equilibrium import Flows, LinkCosts, assign, refuse_unserved
 from blocc.applications.transport.roads import RoadNetwork
 from blocc.applications.transport.tables import numbers_of
-from blocc.errors import InvalidInputError, require, require_number
+from blocc.errors import InvalidInputError, SolveInterrupted, require, require_number
 from blocc.methods.homotopy import OnFailure, solve
 from blocc.model import LowerResiduals, Relaxation, Saddle, Schedule
 from blocc.progress import Progress, Record
@@ -319,6 +319,7 @@ def expand(
     -------
     Expansion
         A certified stationary point; the problem can have several. ``bound`` says how far from the best it may be.
+        On Ctrl-C the best so far, with the status ``INTERRUPTED``.
 
     Raises
     ------
@@ -335,14 +336,19 @@ def expand(
                 f"start: expected one finite number, or one for each of {len(model.design)} design links"
             )
         start = np.array(np.broadcast_to(start, model.design.shape))
-    result = solve(
-        model,
-        start,
-        tol=tol,
-        max_iterations=max_iterations,
-        progress=Progress(verbose, callback),
-        on_failure=on_failure,
-    )
+    try:
+        result = solve(
+            model,
+            start,
+            tol=tol,
+            max_iterations=max_iterations,
+            progress=Progress(verbose, callback),
+            on_failure=on_failure,
+        )
+    except SolveInterrupted as interrupt:
+        if interrupt.result is None:
+            raise
+        result = interrupt.result
     x = np.asarray(result.x)
     added = np.zeros(len(roads.tail))
     added[model.design] = x

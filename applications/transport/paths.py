@@ -34,12 +34,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from scipy.linalg.lapack import dpotrf, dpotrs
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 from scipy.special import expit, xlogy
 
+from blocc.applications.transport.compiled import compiled
 from blocc.errors import InvalidInputError, LowerNotSolvedError
 
 Array = np.ndarray[Any, Any]
@@ -1029,7 +1029,7 @@ def _known_paths(
     return known
 
 
-@njit(cache=True)
+@compiled
 def _path_codes(start, links, key):  # type: ignore[no-untyped-def]
     codes = np.zeros(len(start) - 1, np.int64)
     for path in range(len(codes)):
@@ -1038,7 +1038,7 @@ def _path_codes(start, links, key):  # type: ignore[no-untyped-def]
     return codes
 
 
-@njit(cache=True)
+@compiled
 def _path_sums(start, links, cost):  # type: ignore[no-untyped-def]
     sums = np.zeros(len(start) - 1)
     for path in range(len(sums)):
@@ -1047,7 +1047,7 @@ def _path_sums(start, links, cost):  # type: ignore[no-untyped-def]
     return sums
 
 
-@njit(cache=True)
+@compiled
 def _walk_paths(  # type: ignore[no-untyped-def]
     pair, origin, destination, origin_row, predecessor, slot_start, slot_head, slot_link
 ):
@@ -1072,7 +1072,7 @@ def _walk_paths(  # type: ignore[no-untyped-def]
     return start, links
 
 
-@njit(cache=True)
+@compiled
 def _shrunk(pair, start, links, flow, capacity, trips):  # type: ignore[no-untyped-def]
     """Path flows scaled down into capacities and trips; their link flows; the trips carried by pair."""
     carried = np.zeros(len(trips))
@@ -1104,7 +1104,7 @@ def _shrunk(pair, start, links, flow, capacity, trips):  # type: ignore[no-untyp
     return flow, load, carried
 
 
-@njit(cache=True)
+@compiled
 def _largest_gain(forward, backward, tail, head_row, cost, row, destination, potential):  # type: ignore[no-untyped-def]
     gain = np.zeros(len(tail))
     for link in range(len(tail)):
@@ -1121,7 +1121,7 @@ def _largest_gain(forward, backward, tail, head_row, cost, row, destination, pot
 # -- kernels of the interior-point method ----------------------------------------------------------------------------
 
 
-@njit(cache=True)
+@compiled
 def _barrier(pair_start, path_start, path_links, cost, utility, trips, weight, below):  # type: ignore[no-untyped-def]
     """Minimise each pair's Lagrangian minus ``sum weight log flow`` over its path flows.
 
@@ -1178,7 +1178,7 @@ def _barrier(pair_start, path_start, path_links, cost, utility, trips, weight, b
     return flow, margin, load, value
 
 
-@njit(cache=True)
+@compiled
 def _residuals(  # type: ignore[no-untyped-def]
     pair_start,
     path_start,
@@ -1232,7 +1232,7 @@ def _residuals(  # type: ignore[no-untyped-def]
     return dual, share, primal, scale, elastic, size
 
 
-@njit(cache=True)
+@compiled
 def _pair_solve(  # type: ignore[no-untyped-def]
     pair_start,
     path_start,
@@ -1269,7 +1269,7 @@ def _pair_solve(  # type: ignore[no-untyped-def]
     return flow, potential
 
 
-@njit(cache=True)
+@compiled
 def _to_boundary(value, change):  # type: ignore[no-untyped-def]
     length = np.inf
     for index in range(len(value)):
@@ -1278,7 +1278,7 @@ def _to_boundary(value, change):  # type: ignore[no-untyped-def]
     return length
 
 
-@njit(cache=True)
+@compiled
 def _row_sums(start, links, index, value, number):  # type: ignore[no-untyped-def]
     sums = np.zeros(number)
     for path in range(len(start) - 1):
@@ -1289,7 +1289,7 @@ def _row_sums(start, links, index, value, number):  # type: ignore[no-untyped-de
     return sums
 
 
-@njit(cache=True)
+@compiled
 def _path_minima(start, links, value):  # type: ignore[no-untyped-def]
     minima = np.full(len(start) - 1, np.inf)
     for path in range(len(minima)):
@@ -1298,7 +1298,7 @@ def _path_minima(start, links, value):  # type: ignore[no-untyped-def]
     return minima
 
 
-@njit(cache=True)
+@compiled
 def _assemble(pair_start, path_start, path_links, index, weight, elasticity, number):  # type: ignore[no-untyped-def]
     """Negative Hessian of the dual in the prices of the rows, path flows eliminated: its lower triangle.
 

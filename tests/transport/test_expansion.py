@@ -12,6 +12,7 @@ from blocc.applications import transport
 from blocc.applications.transport.expansion import ExpansionModel
 from blocc.errors import InvalidInputError, SolveError
 from blocc.penalty import Penalty
+from blocc.result import Status
 
 from .test_equilibrium import conserving
 from .test_roads import tables
@@ -170,6 +171,20 @@ def test_a_plan_is_written_with_its_certificate(tmp_path):
 def test_wrong_input_is_named(changes, options, culprit):
     with pytest.raises(InvalidInputError, match=culprit):
         transport.expand(transport.roads_from_tables(*tables(**changes)), **options)
+
+
+def test_an_interrupted_solve_returns_its_best_expansion():
+    seen = []
+
+    def stop(record):
+        seen.append(record["response"])
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    plan = transport.expand(transport.load_roads("harker_friesz_1"), exponent=1, callback=stop)
+    assert plan.status is Status.INTERRUPTED
+    assert plan.result.certificate.lower_gap <= 1e-6
+    assert plan.objective <= min(seen) + 1e-6 * (1.0 + abs(min(seen)))
 
 
 def test_a_solve_cut_short_says_so():

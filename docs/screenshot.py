@@ -1,7 +1,7 @@
 """Take the picture of the report that the transport page shows: ``python docs/screenshot.py docs/report.png``.
 
-Needs Chromium with chromedriver. Designs Seville with the defaults, opens its report and points at the link with the
-largest price, by which the map is coloured.
+Needs Chromium with chromedriver. Designs Seville with the defaults, opens its report and points at a long link
+with a large price, by which the map is coloured.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ WIDTH, HEIGHT = 1000, 1190
 
 def main(target: Path) -> None:
     plan = transport.design(transport.load("seville"), on_failure="return")
+    network = plan.network
+    length = np.hypot(*(network.positions[network.head] - network.positions[network.tail]).T)
+    seen = np.where(plan.capacity > 0, plan.answer.price, 0.0) * length
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for argument in ("--headless=new", "--no-sandbox", "--hide-scrollbars"):
@@ -42,8 +45,7 @@ def main(target: Path) -> None:
                 "const box = map.getBoundingClientRect(), k = arguments[0];"
                 "return [box.left + axes.xaxis._offset + axes.xaxis.l2p(trace.x[k]),"
                 " box.top + axes.yaxis._offset + axes.yaxis.l2p(trace.y[k])]",
-                len(plan.capacity)
-                + int(np.where(plan.capacity > 0, plan.answer.price, 0).argmax()),
+                len(plan.capacity) + int(seen.argmax()),
             )
             mouse = ActionChains(browser)
             for shift in (-2, 0):

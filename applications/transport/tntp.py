@@ -86,6 +86,13 @@ def read_tntp(
             rows[-1][0] if rows else links.last,
             f"{len(rows)} links where <NUMBER OF LINKS> says {expected}; the file may be truncated",
         )
+    toll = NET_COLUMNS.index("toll")
+    short = [line for line, row in rows if len(row) <= toll]
+    if 0 < len(short) < len(rows):
+        raise links.error(
+            short[0],
+            "no toll, which other rows have; the row may be truncated, or a cell is missing",
+        )
     cells: dict[str, Any] = {
         column: [row[index] for _, row in rows]
         for index, column in enumerate(NET_COLUMNS)

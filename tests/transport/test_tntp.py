@@ -186,6 +186,7 @@ CASES = {
     "power negative": ("net", lambda t: t.replace("\t4.0\t", "\t-4.0\t", 1), "line 9", "power"),
     "unknown node": ("net", lambda t: t.replace("\t3\t4\t", "\t3\t5\t"), "line 12", "from 1 to 4"),
     "few columns": ("net", lambda t: t + "1 2 3 ;\n", "line 13", "3 columns"),
+    "a toll lost": ("net", lambda t: t.replace("\t0\t0.0\t1\t;", "\t;", 1), "line 9", "no toll"),
     "binary": ("net", lambda t: t[:60] + "\udcff\udcfe", "line 4", "UTF-8"),
     "zones differ": ("trips", lambda t: t.replace("ZONES> 4", "ZONES> 9"), "line 1", "net file 4"),
     "sum differs": ("trips", lambda t: t.replace(": 5.0", ": 4.0"), "line 10", "TOTAL OD FLOW"),

@@ -426,6 +426,8 @@ class _Solve:
         self.row_of_link = np.full(network.links, -1, dtype=np.int64)
         self._shortest()
         self.live = (network.trips > 0) & np.isfinite(self.distance)
+        if not np.any(self.live):  # nobody travels: no price of an open link is worth keeping
+            self.price[:] = 0.0
         self._start(warm)
 
     def _shortest(self) -> None:

@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 
 import cvxpy as cp
 import numpy as np
+import pandas as pd
 import pytest
 
 import blocc
 from blocc.applications import transport
 from blocc.applications.transport import reference
 from blocc.applications.transport.model import TransitModel
+from blocc.applications.transport.modules import round_to_modules
 from blocc.sets import Budget
 
 
 @pytest.fixture(scope="module")
 def network():
     return transport.load("nine_node")
+
+
+@pytest.fixture(scope="module")
+def ring():
+    """Five stations in a ring, trips between all: small enough for many designs."""
+    times, costs = (1.0, 1.5, 1.0, 2.0, 1.2), (0.5, 0.6, 0.5, 0.7, 0.6)
+    links = pd.DataFrame(
+        [
+            (f"{one}{other}", one, other, times[at], costs[at])
+            for at in range(5)
+            for one, other in ((at, (at + 1) % 5), ((at + 1) % 5, at))
+        ],
+        columns=["link_id", "from_node", "to_node", "travel_time", "capacity_cost"],
+    )
+    pairs = [(one, other) for one in range(5) for other in range(5) if one != other]
+    demand = pd.DataFrame(pairs, columns=["origin", "destination"])
+    demand = demand.assign(
+        trips=[(5.0, 6.0, 7.0, 8.0)[number % 4] for number in range(20)],
+        alternative_time=4.0,
+        revenue=[(3.0, 4.0, 5.0)[number % 3] for number in range(20)],
+    )
+    return transport.from_tables(links, demand)
 
 
 def _step_value(model, lower, gamma, capacity=None):
@@ -116,31 +141,31 @@ def test_budget_that_cannot_be_met_is_named():
         Budget(-np.ones(2), 1.0)
 
 
-def test_design_keeps_its_budget_and_a_smaller_one_earns_less(network, tmp_path):
-    free = transport.design(network, starts=0)
+def test_design_keeps_its_budget_and_a_smaller_one_earns_less(ring, tmp_path):
+    free = transport.design(ring, starts=0)
     cost = free.summary()["cost"]
-    plan = transport.design(network, starts=0, budget=0.5 * cost, on_failure="return")
+    plan = transport.design(ring, starts=0, budget=0.5 * cost, on_failure="return")
     plan.write(tmp_path)
-    independent = reference.evaluate_design(network, tmp_path / "design.csv")
+    independent = reference.evaluate_design(ring, tmp_path / "design.csv")
     assert plan.summary()["cost"] <= 0.5 * cost * (1 + 1e-9)
     assert plan.result.certificate.ok(1e-6)
     assert plan.profit == pytest.approx(independent.profit, rel=1e-6)
     assert 0 < plan.profit < free.profit
 
 
-def test_design_keeps_limits_and_existing_capacity(network):
-    existing = np.full(30, np.nan)
+def test_design_keeps_limits_and_existing_capacity(ring):
+    existing = np.full(10, np.nan)
     existing[[3, 7]] = (2.0, 0.0)
     plan = transport.design(
-        network, starts=0, minimum=0.1, maximum=4.0, existing=existing, on_failure="return"
+        ring, starts=0, minimum=0.1, maximum=14.0, existing=existing, on_failure="return"
     )
     assert plan.capacity[3] == 2.0
     assert plan.capacity[7] == 0.0
     others = np.delete(plan.capacity, [3, 7])
     assert others.min() >= 0.1
-    assert others.max() <= 4.0
+    assert others.max() <= 14.0
     assert plan.result.certificate.ok(1e-6)
-    assert plan.profit == pytest.approx(reference.profit(network, plan.capacity), rel=1e-6)
+    assert plan.profit == pytest.approx(reference.profit(ring, plan.capacity), rel=1e-6)
 
 
 def test_limits_are_columns_of_the_links_table(network, tmp_path):
@@ -163,31 +188,59 @@ def test_limits_are_columns_of_the_links_table(network, tmp_path):
         transport.from_tables(links, tables.demand, tables.nodes)
 
 
-def test_modules_are_whole_and_their_answer_is_certified(network):
-    plan = transport.design(network, starts=0, module=0.5)
-    pieces = plan.capacity / 0.5
+def test_modules_are_whole_and_their_answer_is_certified(ring):
+    plan = transport.design(ring, starts=0, module=2.0)
+    pieces = plan.capacity / 2.0
     np.testing.assert_allclose(pieces, np.round(pieces), atol=1e-12)
     assert plan.status is blocc.Status.ROUNDED
     assert plan.result.certificate.lower_ok(1e-6)
-    profit = reference.profit(network, plan.capacity)
+    profit = reference.profit(ring, plan.capacity)
     assert plan.profit == pytest.approx(profit, rel=1e-6)
-    for link in range(30):  # no single module more or less earns more
-        for change in (-0.5, 0.5):
+    for link in range(10):  # no single module more or less earns more
+        for change in (-2.0, 2.0):
             moved = plan.capacity.copy()
             moved[link] = max(0.0, moved[link] + change)
-            answer = transport.respond(network, moved)
-            earned = (
-                network.trips * network.revenue
-            ) @ answer.share - network.capacity_cost @ moved
+            answer = transport.respond(ring, moved)
+            earned = (ring.trips * ring.revenue) @ answer.share - ring.capacity_cost @ moved
             assert earned <= plan.profit * (1 + 1e-4)
 
 
-def test_modules_keep_budget_and_limits(network):
+def test_modules_keep_budget_and_limits(ring):
     plan = transport.design(
-        network, starts=0, module=1.0, budget=20.0, maximum=2.5, on_failure="return"
+        ring, starts=0, module=2.0, budget=20.0, maximum=5.0, on_failure="return"
     )
-    assert network.capacity_cost @ plan.capacity <= 20.0 * (1 + 1e-9)
-    assert set(np.unique(plan.capacity)) <= {0.0, 1.0, 2.0}
+    assert ring.capacity_cost @ plan.capacity <= 20.0 * (1 + 1e-9)
+    assert set(np.unique(plan.capacity)) <= {0.0, 2.0, 4.0}
+
+
+def test_no_whole_plan_within_a_binding_budget_earns_more_than_the_rounded_one(ring):
+    # the best plan is three modules away from the best rounding
+    model = TransitModel(ring, budget=5.0)
+    continuous = np.zeros(10)
+    continuous[[2, 5]] = 2.77, 6.67
+
+    warm = None
+
+    def profit(capacity, tol=1e-10):
+        nonlocal warm
+        lower = model.lower(capacity, tol=tol, warm=warm)
+        warm = lower.warm
+        return -model.upper(capacity, lower.y)
+
+    price = 2.0 * model.network.capacity_cost
+    plans = [
+        2.0 * np.bincount(chosen, minlength=10)
+        for number in range(6)
+        for chosen in itertools.combinations_with_replacement(range(10), number)
+        if price[list(chosen)].sum() <= 5.0 + 1e-9
+    ]
+    assert len(plans) == 990
+    best = sorted(plans, key=lambda plan: profit(plan, tol=1e-6))[-20:]
+    most = max(map(profit, best))
+    plan = round_to_modules(model, continuous, np.full(10, 2.0))
+    assert model.network.capacity_cost @ plan <= 5.0 + 1e-9
+    assert profit(plan) == pytest.approx(most, rel=1e-7)
+    assert most == pytest.approx(41.0, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -210,9 +263,9 @@ def test_wrong_options_are_named(network, options, said):
         transport.design(network, **options)
 
 
-def test_modules_that_do_not_fit_the_limits_are_named(network):
+def test_modules_that_do_not_fit_the_limits_are_named(ring):
     with pytest.raises(blocc.InvalidInputError, match="whole number of modules"):
-        transport.design(network, starts=0, minimum=1.2, maximum=1.8, module=1.0)
+        transport.design(ring, starts=0, minimum=1.2, maximum=1.8, module=1.0)
 
 
 def test_scenarios_are_rows_and_a_failed_one_says_why(tmp_path):

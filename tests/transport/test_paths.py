@@ -285,3 +285,25 @@ def test_bad_input_and_iteration_limit():
         paths.respond(np.array([1.0, 1.0]), np.array([np.nan]))
     with pytest.raises(LowerNotSolvedError, match="gap"):
         paths.respond(np.array([0.1, 0.1]), np.array([5.0]), tol=1e-12, max_iterations=2)
+
+
+def test_warm_start_where_nobody_can_travel_any_more_gives_the_answer():
+    """A start that prices an open link which now leads nowhere: nobody travels, and that is proven."""
+    network = PathNetwork(
+        3,
+        np.array([0, 1]),
+        np.array([1, 2]),
+        np.ones(2),
+        np.array([0]),
+        np.array([2]),
+        np.array([4.0]),
+    )
+    utility = np.array([3.0])
+    warm = network.respond(np.array([1.0, 2.0]), utility, tol=1e-9).warm
+    assert warm["price"][0] > 0
+    answer = network.respond(np.array([1.0, 0.0]), utility, tol=1e-9, warm=warm)
+    assert answer.share[0] == 0.0
+    assert answer.gap <= 1e-9
+    assert answer.price[0] == 0.0
+    # what alone can be done costs w (log 1 - 1 + u)
+    assert answer.primal == pytest.approx(4.0 * (3.0 - 1.0))

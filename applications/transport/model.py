@@ -275,6 +275,8 @@ class TransitModel:
             middle = 0.5 * (over + under)
             if under - over <= 1e-14 * (1.0 + under) or not over < middle < under:
                 break
+            if cost @ (above - below) <= tol * self.budget:  # what lies between is as good
+                break
             step = built(middle)
             if cost @ step > self.budget:
                 over, above = middle, step

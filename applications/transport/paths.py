@@ -45,7 +45,7 @@ from blocc.errors import InvalidInputError, LowerNotSolvedError
 Array = np.ndarray[Any, Any]
 
 # A pair without an open route has share zero and, as the entropy is infinitely steep there, an infinite price. It is
-# cut off at utility + CUTOFF, where the share would be 1e-13: far below what any tolerance here can see.
+# cut off at utility + CUTOFF, where the share would be 1e-13: no tolerance can be smaller where nothing is open.
 CUTOFF = 30.0
 CLOSED = 1e-13  # capacity below this fraction of the largest trips counts as zero
 TRACE = 1e-7  # part of a pair's trips below which a path flow may be an interior point's trace
@@ -467,6 +467,11 @@ class _Solve:
         answer = self._certify()
         if answer is not None:
             return answer
+        if not np.any(self.live):
+            raise LowerNotSolvedError(
+                f"no pair with trips has an open route, and the relative gap of that answer, {self.gap:.1e}, cannot "
+                f"be brought to {self.tol:.1e}"
+            )
         # Prices are of the size of what travelling is worth to the passengers, logits at least.
         worth = np.maximum(self.utility - self.distance, 0.0)[self.live]
         scale = 1.0 + float(np.average(worth, weights=self.network.trips[self.live]))

@@ -155,6 +155,8 @@ def test_nothing_open():
     assert np.all(response.share == 0)
     assert np.all(response.link_flow == 0)
     assert response.primal == pytest.approx(network.trips @ (utility - 1), rel=1e-14)
+    with pytest.raises(LowerNotSolvedError, match="no pair with trips has an open route"):
+        prepare(network).respond(np.zeros(30), utility, tol=1e-14)
     # No pair may find a way that is cheaper than the cut-off.
     distance = all_distances(network, network.travel_time + response.price)
     assert np.all(distance >= utility + CUTOFF - 1e-9)

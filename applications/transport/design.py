@@ -25,7 +25,7 @@ from .model import TransitModel
 from .modules import round_to_modules
 from .network import Network
 from .prices import answer, trimmed
-from .search import LARGE, Found, critical, last_stages, search
+from .search import LARGE, LAST_GAMMA, Found, search
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 LowerSolver = Literal["paths", "maxmin"]
@@ -331,6 +331,7 @@ def design(
                 seed=seed,
                 n_jobs=n_jobs,
                 start=None if start is None else _start(network, start),
+                tol=tol,
                 callback=searched,
                 checkpoint=checkpoint,
                 resume=resume,
@@ -439,7 +440,7 @@ def _closed(
         try:
             result = solve(
                 model,
-                found.start(model),
+                found.state if model.limited else found.critical(model).capacity,
                 tol=tol,
                 max_iterations=max_iterations,
                 progress=progress,
@@ -473,7 +474,7 @@ def _by_prices(
     if not interrupted:
         try:
             with progress.timed("critical point"):
-                point = critical(model, found.state)
+                point = found.critical(model)
             proof = point.proof(model)
             starts.append(point.answer())
         except KeyboardInterrupt:
@@ -548,7 +549,7 @@ def _best_answer(
 
 def _last_gamma(model: TransitModel) -> float:
     """Gamma of the closing solve and of what is said of stationarity."""
-    return model.schedule.limit if model.limited else last_stages(model)[-1].gamma
+    return model.schedule.limit if model.limited else LAST_GAMMA
 
 
 def _exactly(

@@ -19,7 +19,8 @@ agree in their capacities: a critical point of F_gamma. Three things make that w
   own quadratic model holds only as far as the gauge is wide;
 * the barrier's weights do not change within a climb, and no path that was generated is dropped: the function that the
   steps minimise stays the same one;
-* where the curvature is not positive definite, part of the concave D's is left out, as little as will do.
+* of the concave D's curvature, what shifts trips between a pair's paths is left out; where the rest still makes the
+  difference indefinite, part of that too, as little as will do.
 
 A step costs two evaluations of the barrier function and a factorisation, where a convex-concave step needs the
 passengers' problem solved.
@@ -61,19 +62,19 @@ class Stage(NamedTuple):
     gauge: float
     steps: int
     settled: float  # part of the barrier's own size at which the decrease that a step promises ends the stage
-    exact: bool = False  # whether the D with the operator's money is taken as it is, kinks and all
 
 
+SHARP = 1e-9  # gauge from which on a stage's end may tell a critical point
 FIRST_PRICE = 0.3  # of every link, in units of the passengers' logits
 # Capacity that every link has in addition, in typical trips: bounds the prices of empty links. Less below the gauge.
 SPARE, SPARE_GAUGE = 1e-4, 1e-5
 TIE = 1e-7  # of the capacity cost, added to prices: among equally long paths the operator chooses
 LEAST = 1e-6  # price at which a step starts at least
 DAMPING = 1e-3  # least part of the concave curvature that is left out, where any is
-RIGID = 1e300  # weight of a path that takes its pair's whole flow
 RATIO = 1e6  # how far a primal-dual estimate may be from the barrier's own value
 HALVINGS, DOUBLINGS = 12, 4  # of a step
-NEW = 1e-4  # part of the paths that may still be new where a stage ends
+ROUNDING = 1e-12  # of the curvature's diagonal, added to it: weights of many orders meet there
+NEGLIGIBLE = 1e-9  # part of a pair's weight that a path's must reach to count in their mean
 TIGHT = 1e-8  # capacity left above the flow, relative: what there is of it, the passengers gain
 TRACE = 1e-6  # part of a pair's trips below which a path has only the barrier's trace of a flow
 PART, SIZE = 0.15, 0.3  # of the prices that a perturbation changes, and by how much
@@ -135,36 +136,6 @@ def _routes(model: TransitModel, price: Array) -> tuple[Array, Array, Array, Arr
     length, pair, start, links = model.paths.shortest_paths(network.travel_time + price)
     trips = network.trips[pair] * expit(network.alternative_time[pair] - length[pair])
     return pair, start, links, trips
-
-
-def climb(
-    model: TransitModel,
-    price: Array,
-    stages: tuple[Stage, ...],
-    report: Callable[[float, Array], None] | None = None,
-) -> tuple[float, Array]:
-    """Climb from some prices through stages; the best profit on the way and its prices.
-
-    Parameters
-    ----------
-    model : TransitModel
-        Without limits on the capacities.
-    price : array, (links,)
-        Nonnegative.
-    stages : tuple of Stage
-    report : callable, optional
-        Called with profit and prices after every step.
-    """
-    best = (loading(model, price)[0], price)
-    smooth = Smooth(model, price)
-    for stage in stages:
-        for here in smooth.steps(stage):
-            profit = loading(model, here)[0]
-            if report is not None:
-                report(profit, here)
-            if profit > best[0]:
-                best = (profit, here)
-    return best
 
 
 class _Point(NamedTuple):
@@ -251,6 +222,64 @@ class Critical(NamedTuple):
         )
 
 
+class Climb(NamedTuple):
+    """Where a climb got.
+
+    Attributes
+    ----------
+    profit : float
+        The best on the way.
+    price : array, (links,)
+        Prices that earn it.
+    point : Critical or None
+        The critical point at the end, where the gauge got sharp enough for one.
+    """
+
+    profit: float
+    price: Array
+    point: Critical | None
+
+
+def climb(
+    model: TransitModel,
+    price: Array,
+    stages: Sequence[Stage],
+    report: Callable[[float, Array], None] | None = None,
+    tol: float = 0.0,
+) -> Climb:
+    """Climb from some prices through stages.
+
+    Parameters
+    ----------
+    model : TransitModel
+        Without limits on the capacities.
+    price : array, (links,)
+        Nonnegative.
+    stages : sequence of Stage
+    report : callable, optional
+        Called with profit and prices after every step.
+    tol : float
+        First-order residual and gap at which a critical point is good enough to end the climb.
+    """
+    profit, best, point, least = loading(model, price)[0], price, None, np.inf
+    smooth = Smooth(model, price)
+    for stage in stages:
+        for here in smooth.steps(stage):
+            now = loading(model, here)[0]
+            if report is not None:
+                report(now, here)
+            if now > profit:
+                profit, best = now, here
+        if stage.gauge <= SHARP:
+            critical = smooth.critical()
+            proof = critical.proof(model)
+            if proof.stationarity < least:  # rounding has a say: not always the last
+                point, least = critical, proof.stationarity
+            if max(proof.stationarity, proof.gap) <= tol:
+                break
+    return Climb(profit, best, point)
+
+
 class Smooth:
     """Smoothed Psi on the paths generated so far, and the prices that its steps have reached.
 
@@ -281,14 +310,12 @@ class Smooth:
         """Yield the prices after each Newton step."""
         self._enter(stage)
         for _ in range(stage.steps):
-            added = self._generate()
+            self._generate()
             decrement = self._step()
             if decrement is None:  # rounding leaves no curvature
                 return
             yield self.price
-            assert self.known is not None
-            size = 2.0 * stage.gauge * float(np.sum(self.room))
-            if decrement <= stage.settled * size and added <= NEW * len(self.known[0]):
+            if decrement <= stage.settled * 2.0 * stage.gauge * float(np.sum(self.room)):
                 return
 
     def critical(self) -> Critical:
@@ -340,14 +367,15 @@ class Smooth:
         return np.repeat(np.add.reduceat(flow, self.pair_start[:-1]), np.diff(self.pair_start))
 
     def _closing(self, closed: Array) -> Array:
-        """Prices where some links are closed: theirs as low as keeps everybody off, as the passengers' solver's."""
-        price = np.where(closed, 0.0, self.price)
-        cost = self.network.travel_time + price
-        reached = self.paths.distances(np.where(closed, np.inf, cost))
+        """Prices where some links are closed: theirs as low as keeps everybody off, with and without the money."""
+        open_price = np.where(closed, 0.0, self.price)
         apart = self.network.alternative_time + CUTOFF
-        reached = np.where(np.isfinite(reached), reached, apart)
-        closing: Array = price + self.paths.closed_prices(cost, closed, reached)
-        return closing
+        price = open_price
+        for cost in self._costs(open_price):
+            reached = self.paths.distances(np.where(closed, np.inf, cost))
+            reached = np.where(np.isfinite(reached), reached, apart)
+            price = np.maximum(price, open_price + self.paths.closed_prices(cost, closed, reached))
+        return price
 
     def _enter(self, stage: Stage) -> None:
         self.stage = stage
@@ -410,31 +438,21 @@ class Smooth:
         costs, (utility, richer) = self._costs(price), self.utility
         barrier = self.trips, self.weight
         plain = _barrier(*self.structure[:3], costs[0], utility, *barrier, self.below[0])
-        if self.stage.exact:
-            costly = _all_or_nothing(*self.structure[:3], costs[1], richer, self.trips)
-        else:
-            costly = _barrier(*self.structure[:3], costs[1], richer, *barrier, self.below[1])
+        costly = _barrier(*self.structure[:3], costs[1], richer, *barrier, self.below[1])
         value = (costly[3] - self.trips @ richer) - (plain[3] - self.trips @ utility)
         value += self.spare * np.sum(price) - self.row_weight @ np.log(price)
         return _Point(float(value), *((plain[at], costly[at]) for at in range(3)))
 
-    def _concave(self, here: _Point, weight: Array) -> Array:
-        """Lower triangle of minus the Hessian of the D with the operator's money."""
-        margin = here.margin[1]
-        if not self.stage.exact:
-            return self._curvature(weight, margin)
-        assert self.known is not None
-        _, start, links = _subset(*self.known, here.flow[1] > 0)
-        elasticity = self.trips * expit(margin) * expit(-margin)
-        rigid = np.full(len(elasticity), RIGID)
-        structure = np.arange(len(start)), start, links, self.rows
-        matrix: Array = _assemble(*structure, rigid, elasticity, len(self.rows))
-        return matrix
+    def _curvature(self, here: _Point, layer: int, weight: Array) -> Array:
+        """Lower triangle of minus the Hessian of a D; of the concave one, as if its paths stayed in proportion.
 
-    def _curvature(self, weight: Array, margin: Array) -> Array:
-        """Lower triangle of minus the Hessian of a D."""
+        What a pair's trips shifting between paths adds is of use to the convex D alone. Subtracted, it makes the
+        difference indefinite near ties, where a minimum cannot be: the concave D's kinks are peaks.
+        """
+        margin = here.margin[layer]
         elasticity = self.trips * expit(margin) * expit(-margin)
-        matrix: Array = _assemble(*self.structure, weight, elasticity, len(self.rows))
+        assemble = _assemble_means if layer else _assemble
+        matrix: Array = assemble(*self.structure, weight, elasticity, len(self.rows))
         return matrix
 
     def _estimates(self, here: _Point, slack: Array) -> tuple[Array, Array, Array]:
@@ -451,8 +469,6 @@ class Smooth:
     def _follow(self, here: _Point, weight: Array, layer: int, change: Array) -> Array:
         """Path flows of one D after a change of prices, to first order: the next primal-dual estimate."""
         flow, margin = here.flow[layer], here.margin[layer]
-        if layer and self.stage.exact:
-            return flow
         nothing = np.zeros(len(self.trips)), np.zeros(len(flow))
         system = weight, expit(-margin), self.trips * expit(margin)
         after: Array = flow + _pair_solve(*self.structure, *system, *nothing, change)[0]
@@ -464,9 +480,12 @@ class Smooth:
         slack = self.row_weight / price
         *flows, rest = self._estimates(here, slack)
         weights = [flow * own / self.weight for flow, own in zip(flows, here.flow, strict=True)]
-        convex = self._curvature(weights[0], here.margin[0])
-        concave = self._concave(here, weights[1])
-        np.einsum("ii->i", convex)[:] += rest / price
+        convex, concave = (
+            self._curvature(here, layer, weight) for layer, weight in enumerate(weights)
+        )
+        diagonal = np.einsum("ii->i", convex)
+        diagonal += rest / price
+        diagonal *= 1.0 + ROUNDING
         if self.damping < DAMPING:
             self.damping = 0.0
         tries = 0
@@ -523,26 +542,39 @@ def perturbed(price: Array, random: np.random.Generator, closes: bool) -> Array:
 
 
 @njit(cache=True)
-def _all_or_nothing(pair_start, path_start, path_links, cost, utility, trips):  # type: ignore[no-untyped-def]
-    """What ``_barrier`` gives with no barrier: every pair on the shortest of its known paths."""
-    flow = np.zeros(len(path_start) - 1)
-    margin = np.empty(len(trips))
-    load = np.zeros(len(cost))
-    value = 0.0
-    for pair in range(len(trips)):
-        best, shortest = pair_start[pair], np.inf
+def _assemble_means(  # type: ignore[no-untyped-def]
+    pair_start, path_start, path_links, index, weight, elasticity, number
+):
+    """What ``_assemble`` gives without the spread of a pair's paths around their mean."""
+    matrix = np.zeros((number, number))
+    mean = np.zeros(number)
+    seen = np.zeros(number, np.bool_)
+    union = np.empty(number, np.int64)
+    for pair in range(len(elasticity)):
+        whole = 0.0
         for path in range(pair_start[pair], pair_start[pair + 1]):
-            length = 0.0
+            whole += weight[path]
+        factor = elasticity[pair] * whole / (elasticity[pair] + whole)
+        size = 0
+        for path in range(pair_start[pair], pair_start[pair + 1]):
+            part = weight[path] / whole
+            if part < NEGLIGIBLE:
+                continue
             for position in range(path_start[path], path_start[path + 1]):
-                length += cost[path_links[position]]
-            if length < shortest:
-                best, shortest = path, length
-        m = utility[pair] - shortest
-        small = np.exp(-abs(m))
-        share = 1.0 / (1.0 + small) if m > 0 else small / (1.0 + small)
-        flow[best] = max(trips[pair] * share, 1e-300)  # tells the path, however little it carries
-        margin[pair] = m
-        value += trips[pair] * (utility[pair] - 1.0 - max(m, 0.0) - np.log1p(small))
-        for position in range(path_start[best], path_start[best + 1]):
-            load[path_links[position]] += flow[best]
-    return flow, margin, load, value
+                row = index[path_links[position]]
+                if row < 0:
+                    continue
+                if not seen[row]:
+                    seen[row] = True
+                    union[size] = row
+                    size += 1
+                mean[row] += part
+        for one in range(size):
+            row = union[one]
+            scaled = factor * mean[row]
+            for before in range(one + 1):
+                other = union[before]
+                matrix[max(row, other), min(row, other)] += scaled * mean[other]
+        for one in range(size):
+            mean[union[one]], seen[union[one]] = 0.0, False
+    return matrix

@@ -14,22 +14,28 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from blocc.applications.transport import prices
 from blocc.applications.transport.model import SLACK, TransitModel
-from blocc.applications.transport.prices import Stage
+from blocc.applications.transport.prices import Critical, Stage
 from blocc.errors import InvalidInputError, LowerLevelError, require
 from blocc.result import read_archive, write_archive
 
 Array = np.ndarray[Any, Any]
-CHECKPOINT = "blocc-transport-search-2"
+CHECKPOINT = "blocc-transport-search-3"
 SHOWN = 10  # steps of the first climb from one report to the next
 ROUND = 4  # trials that start from the same incumbent
+
+
+GAMMA, LAST_GAMMA = (
+    32.0,
+    64.0,
+)  # of climbs over prices; of the one to the critical point near the best design
 
 
 def _falling(gamma: float, first: float, factor: float, number: int, *ends: Any) -> Any:
@@ -39,28 +45,19 @@ def _falling(gamma: float, first: float, factor: float, number: int, *ends: Any)
 
 # Where a stage ends before it is settled, later ones start off the path of minima and take far longer.
 FIRST = (  # the first climb, over prices
-    Stage(4.0, 1e-3, 60, 1e-2),
+    Stage(4.0, 3e-3, 60, 1e-2),
     Stage(8.0, 1e-3, 60, 1e-2),
-    Stage(16.0, 1e-3, 60, 1e-2),
-    *_falling(32.0, 1e-3, 0.3, 15, 60, 1e-2),
+    Stage(16.0, 3e-4, 60, 1e-2),
+    *_falling(GAMMA, 1e-4, 0.2, 11, 60, 1e-2),
 )
 AGAIN = (  # those from perturbed designs
     Stage(8.0, 1e-3, 15, 1e-2),
-    *_falling(32.0, 1e-3, 0.1, 8, 15, 1e-1),
+    *_falling(GAMMA, 1e-3, 0.1, 8, 15, 1e-1),
 )
-LAST = _falling(64.0, 1e-6, 0.3, 12, 60, 1e-2)  # from the best prices to the critical point there
-SHARP = 1e-10  # gauge from which on the critical point may be taken
+LAST = _falling(
+    LAST_GAMMA, 1e-6, 0.2, 8, 60, 1e-2
+)  # from the best prices to the critical point there
 LARGE = 1_000  # pairs from which the closing solve, with its cold lower solves, is too slow
-HUGE = 10_000  # pairs from which the climbs are cut short, at some loss
-# With the operator's D exact steps are cheaper and need no small gauge; from the start they would end in the first
-# local optimum, and on small networks they leave good ones.
-BRIEF_FIRST = (
-    Stage(4.0, 3e-4, 50, 1e-1),
-    Stage(8.0, 3e-4, 30, 1e-1),
-    Stage(16.0, 3e-4, 25, 1e-1),
-    *_falling(32.0, 2e-5, 0.2, 3, 30, 1e-1, True),
-)
-BRIEF_LAST = _falling(32.0, 8e-7, 0.2, 3, 20, 1e-1, True)
 LIMITED_FIRST = ((8.0, 80), (16.0, 60))  # gamma and steps, where capacities have limits
 LIMITED_AGAIN = ((8.0, 12), (16.0, 24))
 LONGER = 1.7  # times a convex-concave step; nearly halves their number, while twice loses its way
@@ -86,12 +83,15 @@ class Found:
         Climbs from perturbed designs so far.
     interrupted : bool
         Whether Ctrl-C ended it.
+    point : Critical, optional
+        The critical point that the climb to the design ended in, where that is known.
     """
 
     state: Array
     profit: float
     trials: int = 0
     interrupted: bool = False
+    point: Critical | None = None
 
     def capacity(self, model: TransitModel) -> Array:
         """Capacities of the design, (links,)."""
@@ -99,37 +99,15 @@ class Found:
             return self.state
         return (1.0 + SLACK) * prices.loading(model, self.state)[1]
 
-    def start(self, model: TransitModel) -> Array:
-        """Capacities of the critical point near the design, (links,): where a solve had best begin."""
-        if model.limited:
-            return self.state
-        return critical(model, self.state).capacity
-
-
-def critical(model: TransitModel, price: Array) -> prices.Critical:
-    """The critical point of F_gamma near the design that some prices make, at the last gamma."""
-    threadpoolctl = require("threadpoolctl", "transport", "the search for designs")
-    smooth = prices.Smooth(model, price)
-    stages = last_stages(model)
-    found = []
-    with threadpoolctl.threadpool_limits(1):
-        for stage in stages:
-            for _ in smooth.steps(stage):
-                pass
-            if stage.gauge <= SHARP or stage is stages[-1]:
-                found.append(smooth.critical())
-    # rounding has a say: not always the last
-    return min(found, key=lambda point: point.proof(model).stationarity)
-
-
-def first_stages(model: TransitModel) -> tuple[Stage, ...]:
-    """Stages of the first climb."""
-    return BRIEF_FIRST if len(model.network.trips) > HUGE else FIRST
-
-
-def last_stages(model: TransitModel) -> tuple[Stage, ...]:
-    """Stages that lead from the best prices to a critical point."""
-    return BRIEF_LAST if len(model.network.trips) > HUGE else LAST
+    def critical(self, model: TransitModel) -> Critical:
+        """The critical point of F_gamma at or near the design. Without limits on the capacities."""
+        if self.point is not None:
+            return self.point
+        threadpoolctl = require("threadpoolctl", "transport", "the search for designs")
+        with threadpoolctl.threadpool_limits(1):
+            point = prices.climb(model, self.state, LAST).point
+        assert point is not None  # the last stages are sharp
+        return point
 
 
 def climb(
@@ -174,7 +152,7 @@ def attempt(model: TransitModel, state: Array, seed: int, trial: int) -> tuple[f
     # one thread: as many as there are trials run at a time, and the sums are the same however many those are
     with threadpoolctl.threadpool_limits(1):
         if not model.limited:
-            return prices.climb(model, prices.perturbed(state, random, closes), AGAIN)
+            return prices.climb(model, prices.perturbed(state, random, closes), AGAIN)[:2]
         try:
             away = model.x_set.project(perturbed(state, random, closes))
             return climb(model, away, LIMITED_AGAIN)
@@ -183,19 +161,25 @@ def attempt(model: TransitModel, state: Array, seed: int, trial: int) -> tuple[f
 
 
 def _first(
-    model: TransitModel, start: Array | None, report: Callable[[float, Array], None]
-) -> tuple[float, Array]:
+    model: TransitModel,
+    start: Array | None,
+    tol: float,
+    report: Callable[[float, Array], None],
+) -> Found:
     """The first climb."""
     threadpoolctl = require("threadpoolctl", "transport", "the search for designs")
     with threadpoolctl.threadpool_limits(1):
         if model.limited:
             first = model.relaxation(tol=ACCURACY).x if start is None else start
-            return climb(model, model.x_set.project(first), LIMITED_FIRST)
-        stages = first_stages(model)
-        if start is None:
-            return prices.climb(model, prices.first_prices(model), stages, report)
-        lower = model.lower(model.x_set.project(start), tol=ACCURACY)
-        return prices.climb(model, lower.duals["capacity"], stages, report)
+            profit, state = climb(model, model.x_set.project(first), LIMITED_FIRST)
+            return Found(state, profit)
+        price = prices.first_prices(model)
+        if start is not None:
+            lower = model.lower(model.x_set.project(start), tol=ACCURACY)
+            price = lower.duals["capacity"]
+        profit, price, point = prices.climb(model, price, FIRST, report, tol)
+        small = len(model.network.trips) <= LARGE  # the closing solve goes on from a larger gamma
+        return Found(price, profit, point=None if small else point)
 
 
 def search(
@@ -205,6 +189,7 @@ def search(
     seed: int = 0,
     n_jobs: int | None = None,
     start: Array | None = None,
+    tol: float = 1e-6,
     callback: Callable[[Found], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: str | os.PathLike[str] | None = None,
@@ -221,6 +206,8 @@ def search(
         As in joblib: None is one, unless a ``joblib.parallel_config`` says otherwise; -1 is all processors.
     start : array, (links,), optional
         Where the first climb begins. Default: low prices everywhere, or the relaxation's capacities.
+    tol : float
+        Of the critical point's certificate: the first climb goes on until it is met.
     callback : callable, optional
         Called with the best so far: during the first climb, after it and after every round.
     checkpoint : path, optional
@@ -247,8 +234,9 @@ def search(
 
     def reached(now: Found) -> Found:
         if checkpoint is not None:
-            state = {"profit": now.profit, "trials": now.trials, "identity": identity}
-            write_archive(checkpoint, {"state": now.state}, {"format": CHECKPOINT, **state})
+            meta = {"profit": now.profit, "trials": now.trials, "identity": identity}
+            arrays = {"state": now.state} | _packed(now.point)
+            write_archive(checkpoint, arrays, {"format": CHECKPOINT, **meta})
         if callback is not None:
             callback(now)
         return now
@@ -264,21 +252,21 @@ def search(
             callback(found)
 
     try:
-        if resume is not None:
-            found = _resumed(resume, identity)
-        else:
-            profit, state = _first(model, start, climbing)
-            found = reached(Found(state, profit))
+        found = (
+            reached(_first(model, start, tol, climbing))
+            if resume is None
+            else _resumed(resume, identity)
+        )
         while found.trials < trials:
             numbers = range(found.trials, min(found.trials + ROUND, trials))
             tasks = [joblib.delayed(attempt)(model, found.state, seed, trial) for trial in numbers]
             answers = _round(joblib, tasks, n_jobs)
             profit, state = max(answers, key=lambda answer: answer[0])  # the first of equals
-            if not profit > found.profit + 1e-9 * (1.0 + abs(found.profit)):
-                profit, state = found.profit, found.state
-            found = reached(Found(state, profit, numbers.stop))
+            if profit > found.profit + 1e-9 * (1.0 + abs(found.profit)):
+                found = Found(state, profit)
+            found = reached(replace(found, trials=numbers.stop))
     except KeyboardInterrupt:
-        return Found(found.state, found.profit, found.trials, interrupted=True)
+        return replace(found, interrupted=True)
     return found
 
 
@@ -303,7 +291,7 @@ def _identity(model: TransitModel, seed: int, start: Array | None) -> str:
     """Digest of everything that the result of a search depends on, but for the number of trials."""
     network = model.network
     digest = hashlib.sha256(
-        f"{seed} {ROUND} {first_stages(model)} {AGAIN} {LIMITED_FIRST} {LIMITED_AGAIN}".encode()
+        f"{seed} {ROUND} {FIRST} {AGAIN} {LIMITED_FIRST} {LIMITED_AGAIN}".encode()
     )
     for part in (
         network.tail,
@@ -324,6 +312,25 @@ def _identity(model: TransitModel, seed: int, start: Array | None) -> str:
     return digest.hexdigest()
 
 
+def _packed(point: Critical | None) -> dict[str, Array]:
+    """A critical point as arrays."""
+    if point is None:
+        return {}
+    pair, start, links = point.paths
+    parts = point._asdict() | {"gamma": np.array(point.gamma)}
+    del parts["paths"]
+    return parts | {"path_pair": pair, "path_start": start, "path_links": links}
+
+
+def _unpacked(arrays: Mapping[str, Array]) -> Critical | None:
+    """What :func:`_packed` packed."""
+    if "path_pair" not in arrays:
+        return None
+    paths = (arrays["path_pair"], arrays["path_start"], arrays["path_links"])
+    own = {name: arrays[name] for name in Critical._fields if name not in ("gamma", "paths")}
+    return Critical(gamma=float(arrays["gamma"]), paths=paths, **own)
+
+
 def _resumed(path: str | os.PathLike[str], identity: str) -> Found:
     arrays, meta = read_archive(path, CHECKPOINT)
     if meta["identity"] != identity:
@@ -331,4 +338,4 @@ def _resumed(path: str | os.PathLike[str], identity: str) -> Found:
             f"{path}: checkpoint of another network, seed, version or other limits; start "
             "without resume"
         )
-    return Found(arrays["state"], meta["profit"], meta["trials"])
+    return Found(arrays["state"], meta["profit"], meta["trials"], point=_unpacked(arrays))

@@ -92,6 +92,16 @@ def test_killed_search_resumes_to_the_same_design(tmp_path):
     assert again.profit == whole.profit
 
 
+def test_resumed_search_of_a_large_network_knows_its_critical_point(tmp_path, monkeypatch):
+    model = TransitModel(transport.load("nine_node"))
+    monkeypatch.setattr(search, "LARGE", 1)
+    checkpoint = tmp_path / "search.npz"
+    found = search.search(model, trials=0, checkpoint=checkpoint)
+    again = search.search(model, trials=0, resume=checkpoint)
+    assert again.point.proof(model) == found.point.proof(model)
+    assert found.point.proof(model).stationarity <= 1e-6
+
+
 def test_checkpoint_of_another_search_is_refused(model, tmp_path):
     checkpoint = tmp_path / "search.npz"
     search.search(model, trials=0, checkpoint=checkpoint)

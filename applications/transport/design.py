@@ -339,10 +339,8 @@ def design(
         # The climbs have been through the small gammas: only the last is left, and its certificate.
         gamma = _last_gamma(model)
         model.schedule = Schedule(start=gamma, limit=gamma)
-        if found.interrupted and not model.limited:
-            result = _by_prices(model, found, tol, progress, interrupted=True)
-        elif found.interrupted:
-            result = _exactly(model, found.capacity(model), tol, Status.INTERRUPTED, progress)
+        if found.interrupted:
+            result = _interrupted(model, found, tol, progress)
         else:
             result = _closed(model, found, tol, max_iterations, progress)
             interrupted = result.status is Status.INTERRUPTED
@@ -446,10 +444,10 @@ def _closed(
                 progress=progress,
                 on_failure="return",
             )
-        except SolveInterrupted as interrupt:
-            if interrupt.result is None:
-                raise
-            return interrupt.result
+        except KeyboardInterrupt as interrupt:
+            if isinstance(interrupt, SolveInterrupted) and interrupt.result is not None:
+                return interrupt.result
+            return _interrupted(model, found, tol, progress)
         except LowerLevelError as error:  # the search's design is an answer all the same
             reason = f" ({error})"
     if result is not None and (result.success or model.limited):
@@ -463,6 +461,13 @@ def _closed(
             candidates, key=lambda one: (not one.success, not one.certificate.lower_ok(tol))
         )
     return replace(result, message=f"{result.message}{reason}")
+
+
+def _interrupted(model: TransitModel, found: Found, tol: float, progress: Progress) -> Result:
+    """The search's design as it is."""
+    if model.limited:
+        return _exactly(model, found.capacity(model), tol, Status.INTERRUPTED, progress)
+    return _by_prices(model, found, tol, progress, interrupted=True)
 
 
 def _by_prices(

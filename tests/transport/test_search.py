@@ -150,6 +150,19 @@ def test_ctrl_c_returns_the_best_so_far():
     assert plan.profit > 10
 
 
+def test_ctrl_c_on_the_way_to_the_critical_point_keeps_what_the_search_found(monkeypatch):
+    def stopped(found, model):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(search.Found, "critical", stopped)
+    network = transport.load("nine_node")
+    plan = transport.design(network)
+    assert plan.status is blocc.Status.INTERRUPTED
+    assert plan.result.certificate.lower_ok(1e-6)
+    assert reference.profit(network, plan.capacity) == pytest.approx(plan.profit, rel=1e-6)
+    assert plan.profit > 17
+
+
 ON_DASK = """
 import sys
 import distributed, joblib

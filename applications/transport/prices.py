@@ -28,7 +28,9 @@ passengers' problem solved.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,6 +76,7 @@ DAMPING = 1e-3  # least part of the concave curvature that is left out, where an
 RATIO = 1e6  # how far a primal-dual estimate may be from the barrier's own value
 HALVINGS, DOUBLINGS = 12, 4  # of a step
 ROUNDING = 1e-12  # of the curvature's diagonal, added to it: weights of many orders meet there
+THREADED = 100_000  # paths from which both curvatures are assembled on two threads
 NEGLIGIBLE = 1e-9  # part of a pair's weight that a path's must reach to count in their mean
 TIGHT = 1e-8  # capacity left above the flow, relative: what there is of it, the passengers gain
 TRACE = 1e-6  # part of a pair's trips below which a path has only the barrier's trace of a flow
@@ -443,17 +446,32 @@ class Smooth:
         value += self.spare * np.sum(price) - self.row_weight @ np.log(price)
         return _Point(float(value), *((plain[at], costly[at]) for at in range(3)))
 
-    def _curvature(self, here: _Point, layer: int, weight: Array) -> Array:
-        """Lower triangle of minus the Hessian of a D; of the concave one, as if its paths stayed in proportion.
+    def _curvatures(self, here: _Point, weights: Sequence[Array]) -> tuple[Array, Array]:
+        """Lower triangles of minus the Hessians of both D; of the concave one, as if paths stayed in proportion.
 
         What a pair's trips shifting between paths adds is of use to the convex D alone. Subtracted, it makes the
         difference indefinite near ties, where a minimum cannot be: the concave D's kinks are peaks.
         """
-        margin = here.margin[layer]
-        elasticity = self.trips * expit(margin) * expit(-margin)
-        assemble = _assemble_means if layer else _assemble
-        matrix: Array = assemble(*self.structure, weight, elasticity, len(self.rows))
-        return matrix
+        start, *rest = self.structure
+        middle = int(np.searchsorted(start, start[-1] // 2))
+
+        def part(job: tuple[int, slice]) -> Array:
+            layer, pairs = job
+            margin = here.margin[layer][pairs]
+            elasticity = self.trips[pairs] * expit(margin) * expit(-margin)
+            assemble = (_assemble, _assemble_means)[layer]
+            own = start[pairs.start : pairs.stop + 1]
+            matrix: Array = assemble(own, *rest, weights[layer], elasticity, len(self.rows))
+            return matrix
+
+        if start[-1] < THREADED:
+            return part((0, slice(0, len(start) - 1))), part((1, slice(0, len(start) - 1)))
+        halves = slice(0, middle), slice(middle, len(start) - 1)
+        with ThreadPoolExecutor(2) as threads:
+            parts = list(threads.map(part, itertools.product((0, 1), halves)))
+        for first, second in (parts[:2], parts[2:]):
+            first += second
+        return parts[0], parts[2]
 
     def _estimates(self, here: _Point, slack: Array) -> tuple[Array, Array, Array]:
         """Primal-dual estimates within reach of the barrier's own values, which are those of new paths."""
@@ -480,9 +498,7 @@ class Smooth:
         slack = self.row_weight / price
         *flows, rest = self._estimates(here, slack)
         weights = [flow * own / self.weight for flow, own in zip(flows, here.flow, strict=True)]
-        convex, concave = (
-            self._curvature(here, layer, weight) for layer, weight in enumerate(weights)
-        )
+        convex, concave = self._curvatures(here, weights)
         diagonal = np.einsum("ii->i", convex)
         diagonal += rest / price
         diagonal *= 1.0 + ROUNDING
@@ -541,7 +557,7 @@ def perturbed(price: Array, random: np.random.Generator, closes: bool) -> Array:
     return moved
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _assemble_means(  # type: ignore[no-untyped-def]
     pair_start, path_start, path_links, index, weight, elasticity, number
 ):

@@ -72,8 +72,7 @@ def test_smoothed_dual_has_the_gradient_and_the_curvatures_that_steps_use(model)
     assert (after.value - before.value) / (2 * step) == pytest.approx(gradient @ toward, rel=1e-5)
     weights = [flow**2 / smooth.weight for flow in here.flow]
     convex, means = (
-        np.tril(half) + np.tril(half, -1).T
-        for half in (smooth._curvature(here, layer, weights[layer]) for layer in (0, 1))
+        np.tril(half) + np.tril(half, -1).T for half in smooth._curvatures(here, weights)
     )
     changes = [(before.load[at] - after.load[at]) / (2 * step) for at in (0, 1)]
     assert toward @ changes[0] == pytest.approx(toward @ convex @ toward, rel=1e-4)
@@ -90,6 +89,18 @@ def test_smoothed_dual_has_the_gradient_and_the_curvatures_that_steps_use(model)
         mean = weight @ incidence[first:last] / np.sum(weight)
         again += np.outer(mean, mean) / (1 / elasticity + 1 / np.sum(weight))
     np.testing.assert_allclose(means, again, atol=1e-8 * np.max(again))
+
+
+def test_two_threads_assemble_what_one_does(model, monkeypatch):
+    smooth = prices.Smooth(model, prices.first_prices(model))
+    for _ in smooth.steps(prices.Stage(8.0, 1e-3, 5, 1e-2)):
+        pass
+    here = smooth._evaluate(smooth.price)
+    weights = [flow**2 / smooth.weight for flow in here.flow]
+    alone = smooth._curvatures(here, weights)
+    monkeypatch.setattr(prices, "THREADED", 0)
+    for one, two in zip(alone, smooth._curvatures(here, weights), strict=True):
+        np.testing.assert_allclose(two, one, rtol=1e-12, atol=1e-12 * np.max(one))
 
 
 def test_climb_reports_its_way_and_returns_the_best_of_it(model):

@@ -66,7 +66,7 @@ class Stage(NamedTuple):
     settled: float  # part of the barrier's own size at which the decrease that a step promises ends the stage
 
 
-SHARP = 1e-9  # gauge from which on a stage's end may tell a critical point
+SHARP = 1e-9  # in units of the prices: gauge from which on a stage's end may tell a critical point
 FIRST_PRICE = 0.3  # of every link, in units of the passengers' logits
 # Capacity that every link has in addition, in typical trips: bounds the prices of empty links. Less below the gauge.
 SPARE, SPARE_GAUGE = 1e-4, 1e-5
@@ -78,6 +78,8 @@ HALVINGS, DOUBLINGS = 12, 4  # of a step
 ROUNDING = 1e-12  # of the curvature's diagonal, added to it: weights of many orders meet there
 THREADED = 100_000  # paths from which both curvatures are assembled on two threads
 NEGLIGIBLE = 1e-9  # part of a pair's weight that a path's must reach to count in their mean
+UNUSED = 1e-200  # weight of a path without flow
+FITS = 3  # Newton steps of the flows alone at a critical point
 TIGHT = 1e-8  # capacity left above the flow, relative: what there is of it, the passengers gain
 TRACE = 1e-6  # part of a pair's trips below which a path has only the barrier's trace of a flow
 PART, SIZE = 0.15, 0.3  # of the prices that a perturbation changes, and by how much
@@ -274,8 +276,7 @@ def climb(
             if now > profit:
                 profit, best = now, here
         if stage.gauge <= SHARP:
-            critical = smooth.critical()
-            proof = critical.proof(model)
+            critical, proof = smooth.critical()
             if proof.stationarity < least:  # rounding has a say: not always the last
                 point, least = critical, proof.stationarity
             if max(proof.stationarity, proof.gap) <= tol:
@@ -321,17 +322,56 @@ class Smooth:
             if decrement <= stage.settled * 2.0 * stage.gauge * float(np.sum(self.room)):
                 return
 
-    def critical(self) -> Critical:
-        """The critical point of F_gamma that the prices reached tell, without the barrier's traces.
+    def critical(self) -> tuple[Critical, Proof]:
+        """The critical point of F_gamma that the prices reached tell, without the barrier's traces, and its proof.
 
         Capacities that are no more than the barrier adds to every link are closed, and closed links get the lowest
         prices that keep everybody off, where the point is as good a critical one.
         """
         self._generate()
-        least = None, 0.0, SPARE * self.typical
-        return min(
-            map(self._critical, least), key=lambda point: point.proof(self.model).stationarity
+        found = []
+        for least in (None, SPARE * self.typical):
+            point = self._critical(least)
+            proof = point.proof(self.model)
+            found.append((point, proof))
+            for _ in range(FITS):
+                point, before = self._fitted(point), proof
+                proof = point.proof(self.model)
+                found.append((point, proof))
+                if not proof.stationarity < 0.5 * before.stationarity:
+                    break
+        return min(found, key=lambda one: one[1].stationarity)
+
+    def _fitted(self, point: Critical) -> Critical:
+        """The passengers' flows after a Newton step toward what the capacities allow, at the same prices.
+
+        Where paths of a pair are equally long with and without the operator's money, Psi hardly changes with how
+        trips part among them, and the loads of the two answers may differ: either's trips may part otherwise.
+        """
+        flow, here = point.flow, self._evaluate(self.price)
+        rest = self._estimates(here, self.row_weight / self.price)[2]
+        used = flow > 0
+        weight = np.where(used, flow * here.flow[0] / self.weight, UNUSED)
+        share = expit(here.margin[0])
+        matrix = _assemble(
+            *self.structure, weight, self.trips * share * (1.0 - share), len(self.rows)
         )
+        diagonal = np.einsum("ii->i", matrix)
+        diagonal += rest / self.price
+        diagonal *= 1.0 + ROUNDING
+        factor, failed = dpotrf(matrix.T, lower=0, overwrite_a=1)
+        if failed:
+            return point
+        _, start, links = point.paths
+        over = _row_sums(start, links, self.rows, flow, len(self.rows)) - point.capacity
+        change = dpotrs(factor, np.where(point.capacity > 0, over, 0.0), lower=0)[0]
+        nothing = np.zeros(len(self.trips)), np.zeros(len(flow))
+        system = weight, 1.0 - share, self.trips * share
+        after = flow + _pair_solve(*self.structure, *system, *nothing, change)[0]
+        after = np.where(used, np.maximum(after, 0.0), 0.0)
+        before, whole = self._by_pair(flow), self._by_pair(after)
+        after = np.divide(before * after, whole, out=np.zeros(len(after)), where=whole > 0)
+        return point._replace(flow=after)
 
     def _critical(self, least: float | None) -> Critical:
         """With links of no more than the least capacity closed; None: none, and the prices as they are."""

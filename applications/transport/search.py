@@ -22,7 +22,7 @@ import numpy as np
 
 from blocc.applications.transport import prices
 from blocc.applications.transport.model import SLACK, TransitModel
-from blocc.applications.transport.prices import Critical, Stage
+from blocc.applications.transport.prices import SHARP, Critical, Stage
 from blocc.errors import InvalidInputError, LowerLevelError, require
 from blocc.result import read_archive, write_archive
 
@@ -48,15 +48,17 @@ FIRST = (  # the first climb, over prices
     Stage(4.0, 3e-3, 60, 1e-2),
     Stage(8.0, 1e-3, 60, 1e-2),
     Stage(16.0, 3e-4, 60, 1e-2),
-    *_falling(GAMMA, 1e-4, 0.2, 11, 60, 1e-2),
+    *_falling(GAMMA, 1e-4, 0.2, 7, 60, 1e-2),
+    *_falling(GAMMA, SHARP, 0.2, 4, 60, 1e-4),
 )
 AGAIN = (  # those from perturbed designs
     Stage(8.0, 1e-3, 15, 1e-2),
     *_falling(GAMMA, 1e-3, 0.1, 8, 15, 1e-1),
 )
-LAST = _falling(
-    LAST_GAMMA, 1e-6, 0.2, 8, 60, 1e-2
-)  # from the best prices to the critical point there
+LAST = (  # from the best prices to the critical point there
+    *_falling(LAST_GAMMA, 1e-6, 0.2, 4, 60, 1e-2),
+    *_falling(LAST_GAMMA, SHARP, 0.2, 4, 60, 1e-4),
+)
 LARGE = 1_000  # pairs from which the closing solve, with its cold lower solves, is too slow
 LIMITED_FIRST = ((8.0, 80), (16.0, 60))  # gamma and steps, where capacities have limits
 LIMITED_AGAIN = ((8.0, 12), (16.0, 24))

@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.special import expit
 
@@ -169,6 +170,34 @@ def test_closed_links_cost_what_keeps_everybody_off_with_and_without_the_operato
             model.paths.distances(cost)[reached], without[reached], atol=1e-9
         )
         assert np.any(model.paths.distances(own)[reached] < without[reached] - 1e-3)
+
+
+def test_fitted_flows_are_those_that_the_capacities_allow():
+    """Two equally long routes: trips that part otherwise than the capacities want are no answer, and a step mends it."""
+    links = pd.DataFrame(
+        [(1, 1, 2, 1.0, 0.3), (2, 2, 4, 1.0, 0.3), (3, 1, 3, 1.0, 0.3), (4, 3, 4, 1.0, 0.3)],
+        columns=["link_id", "from_node", "to_node", "travel_time", "capacity_cost"],
+    )
+    demand = pd.DataFrame(
+        [(1, 4, 5.0, 3.0, 4.0)],
+        columns=["origin", "destination", "trips", "alternative_time", "revenue"],
+    )
+    model = TransitModel(transport.from_tables(links, demand))
+    capacity = np.array([2.0, 2.0, 1.0, 1.0])
+    price = model.lower(capacity, tol=1e-12).duals["capacity"]
+    smooth = prices.Smooth(model, price)
+    for first in ([0, 0, 1, 1], [1, 1, 0, 0], price):  # both routes come to be known
+        smooth.price = np.maximum(first, prices.LEAST)
+        smooth._enter(prices.Stage(4.0, 1e-8, 1, 1e-2))
+        smooth._generate()
+    answer = np.where(smooth.known[2][::2] == 0, 2.0, 1.0)
+    point = prices.Critical(4.0, capacity, price, smooth.known, answer, answer)
+    assert point.proof(model).gap <= 1e-9
+    away = point._replace(flow=np.array([1.5, 1.5]))
+    assert away.proof(model).gap > 1e-2
+    fitted = smooth._fitted(away)
+    assert fitted.proof(model).gap <= 1e-7
+    np.testing.assert_allclose(fitted.flow, answer, atol=1e-5)
 
 
 def test_both_answers_at_a_critical_point_are_those_that_the_solver_finds(model, critical):

@@ -4,7 +4,7 @@
 
 *profit* is ours, *checked* that of the same capacities when CVXPY and Clarabel solve the passengers' problem. Wall and
 CPU seconds are of the second run of a default design in the process (the first compiles or loads compiled code, and is
-shown as *first*), and of the only run of the search. Writes designs.md, designs.json and environment.json.
+shown as *first*), and of the only run of the search; *peak_gb* is the process's memory up to there. Writes designs.md, designs.json and environment.json.
 
 ``--only SiouxFalls,Anaheim,ChicagoSketch`` designs road networks with synthetic costs and revenues, once each, from
 ../shared/data/tntp, and ``--only first_prices`` Seville without trials from seven first prices of every link. CVXPY
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ def run(case: str, jobs: int) -> dict[str, Any]:
         "first": first,
         "wall": wall,
         "cpu": cpu,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 
 

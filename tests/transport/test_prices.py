@@ -173,7 +173,7 @@ def test_closed_links_cost_what_keeps_everybody_off_with_and_without_the_operato
 
 
 def test_fitted_flows_are_those_that_the_capacities_allow():
-    """Two equally long routes: trips that part otherwise than the capacities want are no answer, and a step mends it."""
+    """Two equally long routes: trips that part otherwise than the capacities want: a step mends it."""
     links = pd.DataFrame(
         [(1, 1, 2, 1.0, 0.3), (2, 2, 4, 1.0, 0.3), (3, 1, 3, 1.0, 0.3), (4, 3, 4, 1.0, 0.3)],
         columns=["link_id", "from_node", "to_node", "travel_time", "capacity_cost"],

@@ -4,7 +4,8 @@
 
 *profit* is ours, *checked* that of the same capacities when CVXPY and Clarabel solve the passengers' problem. Wall and
 CPU seconds are of the second run of a default design in the process (the first compiles or loads compiled code, and is
-shown as *first*), and of the only run of the search; *peak_gb* is the process's memory up to there. Writes designs.md, designs.json and environment.json.
+shown as *first*), and of the only run of the search; *peak_gb* is the memory of the process up to there. Writes
+designs.md, designs.json and environment.json.
 
 ``--only SiouxFalls,Anaheim,ChicagoSketch`` designs road networks with synthetic costs and revenues, once each, from
 ../shared/data/tntp, and ``--only first_prices`` Seville without trials from seven first prices of every link. CVXPY

@@ -51,6 +51,13 @@ FIRST = (  # the first climb, over prices
     *_falling(GAMMA, 1e-4, 0.2, 7, 60, 1e-2),
     *_falling(GAMMA, SHARP, 0.2, 4, 60, 1e-4),
 )
+FIRST_OF_MANY = (  # on huge networks, where a wide gauge brings in more paths than pay
+    *(Stage(gamma, 3e-4, 60, 3e-2) for gamma in (4.0, 8.0, 16.0)),
+    *_falling(GAMMA, 1e-4, 0.2, 5, 60, 3e-2),
+    *_falling(GAMMA, 3.2e-8, 0.2, 2, 60, 1e-2),
+    *_falling(GAMMA, SHARP, 0.3, 5, 60, 1e-3),
+)
+HUGE = 10_000  # pairs from which that is so
 AGAIN = (  # those from perturbed designs
     Stage(8.0, 1e-3, 15, 1e-2),
     *_falling(GAMMA, 1e-3, 0.1, 8, 15, 1e-1),
@@ -179,9 +186,14 @@ def _first(
         if start is not None:
             lower = model.lower(model.x_set.project(start), tol=ACCURACY)
             price = lower.duals["capacity"]
-        profit, price, point = prices.climb(model, price, FIRST, report, tol)
+        profit, price, point = prices.climb(model, price, _stages(model), report, tol)
         small = len(model.network.trips) <= LARGE  # the closing solve goes on from a larger gamma
         return Found(price, profit, point=None if small else point)
+
+
+def _stages(model: TransitModel) -> tuple[Stage, ...]:
+    """Stages of the first climb."""
+    return FIRST_OF_MANY if len(model.network.trips) > HUGE else FIRST
 
 
 def search(
@@ -293,7 +305,7 @@ def _identity(model: TransitModel, seed: int, start: Array | None) -> str:
     """Digest of everything that the result of a search depends on, but for the number of trials."""
     network = model.network
     digest = hashlib.sha256(
-        f"{seed} {ROUND} {FIRST} {AGAIN} {LIMITED_FIRST} {LIMITED_AGAIN}".encode()
+        f"{seed} {ROUND} {_stages(model)} {AGAIN} {LIMITED_FIRST} {LIMITED_AGAIN}".encode()
     )
     for part in (
         network.tail,

@@ -75,6 +75,10 @@ LEAST = 1e-6  # price at which a step starts at least
 DAMPING = 1e-3  # least part of the concave curvature that is left out, where any is
 RATIO = 1e6  # how far a primal-dual estimate may be from the barrier's own value
 HALVINGS, DOUBLINGS = 12, 4  # of a step
+FARTHEST = 0.95  # part of a price that a step takes at most
+# Where a few prices near zero would allow no more than this of a step, they alone are held back, once the gauge is
+# below that: earlier such steps lead to worse designs.
+BENT, BENT_GAUGE = 0.5, 1e-4
 ROUNDING = 1e-12  # of the curvature's diagonal, added to it: weights of many orders meet there
 THREADED = 100_000  # paths from which both curvatures are assembled on two threads
 NEGLIGIBLE = 1e-9  # part of a pair's weight that a path's must reach to count in their mean
@@ -558,7 +562,11 @@ class Smooth:
         gradient = here.load[0] - here.load[1] - self.spare + slack
         change = dpotrs(factor, gradient, lower=0)[0]
         decrement = float(gradient @ change)
-        room = 0.95 * _to_boundary(price, change)
+        room = FARTHEST * _to_boundary(price, change)
+        if room < BENT and self.stage.gauge < BENT_GAUGE:
+            bent = np.maximum(change, -FARTHEST * price)
+            if gradient @ bent > 0.1 * decrement:  # it still leads down
+                change, room = bent, 1.0
         length, halved = min(1.0, room), 0
         there = self._evaluate(price + length * change)
         noise = 1e-13 * abs(here.value)

@@ -14,9 +14,9 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
     Where Ctrl-C comes during a call, numba returns the result all the same, and Python turns that into a SystemError,
     or a chain of them, whose cause is the KeyboardInterrupt. Here it becomes a KeyboardInterrupt again, so that what
-    catches one can.
+    catches one can. The call leaves Python's lock to other threads.
     """
-    dispatcher = njit(cache=True)(function)
+    dispatcher = njit(cache=True, nogil=True)(function)
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:

@@ -34,10 +34,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from scipy.linalg.lapack import dpotrf, dpotrs
 from scipy.special import expit
 
+from blocc.applications.transport.compiled import compiled
 from blocc.applications.transport.model import TransitModel
 from blocc.applications.transport.paths import (
     CUTOFF,
@@ -605,7 +605,7 @@ def perturbed(price: Array, random: np.random.Generator, closes: bool) -> Array:
     return moved
 
 
-@njit(cache=True, nogil=True)
+@compiled
 def _assemble_means(  # type: ignore[no-untyped-def]
     pair_start, path_start, path_links, index, weight, elasticity, number
 ):

@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,13 @@ import numpy as np
 
 import blocc
 from blocc.certificate import Certificate, certify
-from blocc.errors import InvalidInputError, LowerLevelError, SolveError, SolveInterrupted
+from blocc.errors import (
+    InvalidInputError,
+    LowerLevelError,
+    SolveError,
+    SolveInterrupted,
+    require_number,
+)
 from blocc.methods.homotopy import OnFailure, solve
 from blocc.model import Saddle, Schedule
 from blocc.progress import Progress, Record
@@ -289,6 +296,10 @@ def design(
     InvalidInputError
         On a wrong option.
     """
+    if not isinstance(network, Network):
+        raise InvalidInputError(
+            f"network must be a Network, from load() for example, got {network!r:.80}"
+        )
     if lower not in ("paths", "maxmin"):
         raise InvalidInputError(f"lower must be 'paths' or 'maxmin', got {lower!r}")
     if not np.any((network.trips > 0) & network.has_route):
@@ -300,8 +311,7 @@ def design(
         raise InvalidInputError(
             "lower='maxmin' takes no start, starts, n_jobs, limits, budget or module; use 'paths'"
         )
-    if starts is not None and starts < 0:
-        raise InvalidInputError(f"starts must be at least 0, got {starts}")
+    _check(starts, n_jobs, budget, tol, seed, max_iterations, on_failure)
     trials = min(TRIALS, PAIRS // len(network.trips)) if starts is None else starts
     model = TransitModel(
         network,
@@ -311,6 +321,7 @@ def design(
         budget=np.inf if budget is None else budget,
     )
     modules = None if module is None else _modules(network, module)
+    start = None if start is None else _start(network, start)
     progress = Progress(verbose, callback)
     if lower == "paths":
 
@@ -330,7 +341,7 @@ def design(
                 trials=trials,
                 seed=seed,
                 n_jobs=n_jobs,
-                start=None if start is None else _start(network, start),
+                start=start,
                 tol=tol,
                 callback=searched,
                 checkpoint=checkpoint,
@@ -408,8 +419,48 @@ def design(
     )
 
 
+def _check(
+    starts: Any,
+    n_jobs: Any,
+    budget: Any,
+    tol: Any,
+    seed: Any,
+    max_iterations: Any,
+    on_failure: Any,
+) -> None:
+    """Refuse wrong options before any work: a search may take hours until the solve that uses them."""
+    for name, value, kind in (
+        ("starts", starts, Integral),
+        ("n_jobs", n_jobs, Integral),
+        ("budget", budget, Real),
+        ("tol", tol, Real),
+        ("seed", seed, Integral),
+        ("max_iterations", max_iterations, Integral),
+    ):
+        if value is not None or name in ("tol", "seed", "max_iterations"):
+            require_number(name, value, kind)
+    for name, value, least in (
+        ("starts", starts, 0),
+        ("seed", seed, 0),
+        ("max_iterations", max_iterations, 1),
+    ):
+        if value is not None and value < least:
+            raise InvalidInputError(f"{name} must be at least {least}, got {value}")
+    if n_jobs == 0:
+        raise InvalidInputError(
+            "n_jobs must not be 0: a number of processes, or -1 for all processors"
+        )
+    if not 0 < tol < 1:
+        raise InvalidInputError(f"tol must be between 0 and 1, got {tol}")
+    if on_failure not in ("raise", "return"):
+        raise InvalidInputError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
+
+
 def _start(network: Network, start: Any) -> Floats:
-    capacity = np.asarray(start, dtype=np.float64)
+    try:
+        capacity = np.asarray(start, dtype=np.float64)
+    except (TypeError, ValueError):
+        capacity = np.empty(0)
     if capacity.shape != network.tail.shape or not np.all(np.isfinite(capacity)):
         raise InvalidInputError(
             f"start: expected one finite number for each of {len(network.tail)} links"

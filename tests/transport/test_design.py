@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -110,6 +112,32 @@ def test_bad_capacities_and_options_are_named():
         transport.respond(network, np.full(6, np.nan))
     with pytest.raises(blocc.InvalidInputError, match="lower must be"):
         transport.design(network, lower="simplex")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("starts", value) for value in (1.5, "x", -1)),
+        *(("n_jobs", value) for value in (0, 2.5, "two")),
+        *(("budget", value) for value in ("much", np.nan, [1.0])),
+        *(("tol", value) for value in (0.0, 1.0, -1e-6, np.nan, None, "tight")),
+        *(("seed", value) for value in (-1, 1.5, None)),
+        *(("max_iterations", value) for value in (0, 2.5, None)),
+        *(("start", value) for value in ("x", [1.0], np.nan, np.full(6, np.inf))),
+        *(("module", value) for value in ("x", 0.0, -1.0, [1.0, 2.0])),
+        ("on_failure", "maybe"),
+    ],
+)
+def test_wrong_option_is_refused_by_name_before_any_work(option, value, monkeypatch):
+    module = sys.modules["blocc.applications.transport.design"]
+    monkeypatch.setattr(module, "search", None)
+    with pytest.raises(blocc.InvalidInputError, match=f"^{option}"):
+        transport.design(transport.load("three_node"), **{option: value})
+
+
+def test_name_in_place_of_a_network_is_refused():
+    with pytest.raises(blocc.InvalidInputError, match="network must be a Network"):
+        transport.design("seville")
 
 
 def test_zero_demand_is_refused_in_words():

@@ -400,6 +400,9 @@ def design(
         "lower": lower,
         "starts": trials if lower == "paths" else 0,
         "budget": budget,
+        "minimum": _told(minimum),
+        "maximum": _told(maximum),
+        "existing": _told(existing),
         "module": None if module is None else np.asarray(module).tolist(),
         "tol": tol,
         "seed": seed,
@@ -454,6 +457,14 @@ def _check(
         raise InvalidInputError(f"tol must be between 0 and 1, got {tol}")
     if on_failure not in ("raise", "return"):
         raise InvalidInputError(f"on_failure must be 'raise' or 'return', got {on_failure!r}")
+
+
+def _told(limit: Any) -> Any:
+    """A limit for the record: the number that holds for every link, or how many links have one of their own."""
+    if limit is None:
+        return None
+    values = np.asarray(limit, dtype=np.float64)
+    return float(values) if values.ndim == 0 else f"{np.sum(~np.isnan(values))} links"
 
 
 def _start(network: Network, start: Any) -> Floats:

@@ -159,6 +159,9 @@ def test_design_keeps_limits_and_existing_capacity(ring):
     plan = transport.design(
         ring, starts=0, minimum=0.1, maximum=14.0, existing=existing, on_failure="return"
     )
+    options = plan.summary()["options"]
+    assert (options["minimum"], options["maximum"]) == (0.1, 14.0)
+    assert options["existing"] == f"{np.sum(~np.isnan(existing))} links"
     assert plan.capacity[3] == 2.0
     assert plan.capacity[7] == 0.0
     others = np.delete(plan.capacity, [3, 7])

@@ -64,6 +64,7 @@ class Stage(NamedTuple):
     gauge: float
     steps: int
     settled: float  # part of the barrier's own size at which the decrease that a step promises ends the stage
+    new: float = np.inf  # part of the paths that may be new in the step that ends it
 
 
 SHARP = 1e-9  # in units of the prices: gauge from which on a stage's end may tell a critical point
@@ -76,8 +77,8 @@ DAMPING = 1e-3  # least part of the concave curvature that is left out, where an
 RATIO = 1e6  # how far a primal-dual estimate may be from the barrier's own value
 HALVINGS, DOUBLINGS = 12, 4  # of a step
 FARTHEST = 0.95  # part of a price that a step takes at most
-# Where a few prices near zero would allow no more than this of a step, they alone are held back, once the gauge is
-# below that: earlier such steps lead to worse designs.
+# Where a few prices near zero would allow no more than this of a step, they alone are held back, if that leads down
+# and the gauge is below that: earlier such steps lead to worse designs.
 BENT, BENT_GAUGE = 0.5, 1e-4
 ROUNDING = 1e-12  # of the curvature's diagonal, added to it: weights of many orders meet there
 THREADED = 100_000  # paths from which both curvatures are assembled on two threads
@@ -318,12 +319,13 @@ class Smooth:
         """Yield the prices after each Newton step."""
         self._enter(stage)
         for _ in range(stage.steps):
-            self._generate()
+            new = self._generate()
             decrement = self._step()
             if decrement is None:  # rounding leaves no curvature
                 return
             yield self.price
-            if decrement <= stage.settled * 2.0 * stage.gauge * float(np.sum(self.room)):
+            size = 2.0 * stage.gauge * float(np.sum(self.room))
+            if decrement <= stage.settled * size and new <= stage.new * len(self.room):
                 return
 
     def critical(self) -> tuple[Critical, Proof]:
@@ -565,7 +567,8 @@ class Smooth:
         room = FARTHEST * _to_boundary(price, change)
         if room < BENT and self.stage.gauge < BENT_GAUGE:
             bent = np.maximum(change, -FARTHEST * price)
-            if gradient @ bent > 0.1 * decrement:  # it still leads down
+            promised = float(gradient @ bent)
+            if promised > 0 and self._evaluate(price + bent).value <= here.value - 0.1 * promised:
                 change, room = bent, 1.0
         length, halved = min(1.0, room), 0
         there = self._evaluate(price + length * change)

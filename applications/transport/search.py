@@ -32,6 +32,7 @@ SHOWN = 10  # steps of the first climb from one report to the next
 ROUND = 4  # trials that start from the same incumbent
 
 
+COMPLETE = 1e-4  # part of the paths that may still be new where none is missing to speak of
 GAMMA, LAST_GAMMA = (
     32.0,
     64.0,
@@ -51,11 +52,14 @@ FIRST = (  # the first climb, over prices
     *_falling(GAMMA, 1e-4, 0.2, 7, 60, 1e-2),
     *_falling(GAMMA, SHARP, 0.2, 4, 60, 1e-4),
 )
-FIRST_OF_MANY = (  # on huge networks, where a wide gauge brings in more paths than pay
-    *(Stage(gamma, 3e-4, 60, 3e-2) for gamma in (4.0, 8.0, 16.0)),
-    *_falling(GAMMA, 1e-4, 0.2, 5, 60, 3e-2),
-    *_falling(GAMMA, 3.2e-8, 0.2, 2, 60, 1e-2),
-    *_falling(GAMMA, SHARP, 0.3, 5, 60, 1e-3),
+# On huge networks a wide gauge brings in more paths than pay, and late new ones disturb more.
+FIRST_OF_MANY = (
+    Stage(4.0, 3e-4, 50, 1e-1, COMPLETE),
+    Stage(8.0, 3e-4, 30, 1e-1, COMPLETE),
+    Stage(16.0, 3e-4, 25, 1e-1, COMPLETE),
+    *_falling(GAMMA, 1e-4, 0.2, 4, 30, 1e-1, COMPLETE),
+    *_falling(GAMMA, 3.2e-8, 0.2, 2, 40, 1e-1, COMPLETE),
+    *_falling(GAMMA, SHARP, 0.3, 2, 25, 1e-2, COMPLETE),
 )
 HUGE = 10_000  # pairs from which that is so
 AGAIN = (  # those from perturbed designs

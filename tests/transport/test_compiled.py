@@ -18,7 +18,7 @@ def test_an_interrupt_that_numba_swallowed_is_raised_again(monkeypatch, levels):
                 error = above
             raise error
 
-        monkeypatch.setattr(module, "njit", lambda cache: lambda function: dispatcher)
+        monkeypatch.setattr(module, "njit", lambda cache, nogil: lambda function: dispatcher)
         return module.compiled(len)
 
     with pytest.raises(KeyboardInterrupt):

@@ -93,7 +93,7 @@ def climbs() -> list[dict[str, Any]]:
     rows = []
     for price in FIRST_PRICES:
         began = _cpu()
-        profit, _ = prices.climb(model, np.full(model.paths.links, price), search.FIRST)
+        profit = prices.climb(model, np.full(model.paths.links, price), search.FIRST).profit
         rows.append({"first price": price, "profit": profit, "cpu": _cpu() - began})
     return rows
 

@@ -36,7 +36,7 @@ class Status(Enum):
         "the lower level is solved"
     )
     ROUNDED = (
-        "rounded: discrete values near a certified continuous answer; the lower level is solved at them, "
+        "rounded: discrete values, sought from a certified continuous answer; the lower level is solved at them, "
         "and stationarity is not claimed"
     )
     FEASIBLE = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -132,6 +133,7 @@ def design(
     _check_jobs(jobs)
     network = transport.load(instance)
     checkpoint = _prepare(out, resume)
+    began = time.time()
     for note in network.notes:
         typer.echo(f"note: {note}", err=True)
     with Bar(f"designing {network.name}", quiet=as_json) as bar:
@@ -157,7 +159,7 @@ def design(
     trouble = _trouble(plan.result, "design")
     if plan.status is not Status.INTERRUPTED:
         checkpoint.unlink(missing_ok=True)
-    elif checkpoint.exists():
+    elif checkpoint.exists() and (resume or checkpoint.stat().st_mtime >= began):
         trouble = f"{trouble}, and the same command with --resume continues"
     _finish(
         written,

@@ -261,10 +261,11 @@ def design(
     budget : float, optional
         Largest total capacity cost.
     module : float or array_like, (links,), optional
-        Capacities come in whole modules of this size. The design is rounded, and the answer certified there; it is
-        not proven to be the best rounding, and nothing is said of stationarity.
+        Capacities come in whole modules of this size. A plan is sought from the design's roundings, and the answer
+        certified there; it is not proven to be the best plan, and nothing is said of stationarity.
     start : array_like, (links,), optional
-        Capacities at which the search begins, of a similar network's design for example. Default: the relaxation's.
+        Capacities at which the search begins, of a similar network's design for example. Default: low prices on every
+        link, or with limits the relaxation's capacities.
     lower : {"paths", "maxmin"}
         How the passengers' problem is solved: "paths" by its structure (fast, exact), "maxmin" by the paper's
         first-order method on arc flows (any array library; for study, its answer is certified by "paths").
@@ -360,9 +361,15 @@ def design(
                     f"{result.message}. The answer is in this exception's result", result
                 )
         if modules is not None:
-            with progress.timed("rounding"):
-                whole = round_to_modules(model, np.asarray(result.x), modules)
             status = Status.ROUNDED if result.success else result.status
+            near = np.asarray(result.x)
+            improve = status is not Status.INTERRUPTED
+            with progress.timed("rounding"):
+                try:
+                    whole = round_to_modules(model, near, modules, improve=improve)
+                except KeyboardInterrupt:
+                    status = Status.INTERRUPTED
+                    whole = round_to_modules(model, near, modules, improve=False)
             result = _exactly(model, whole, tol, status, progress)
     else:
         first_order = blocc.minimize(
@@ -615,7 +622,7 @@ def _best_answer(
 
 
 def _last_gamma(model: TransitModel) -> float:
-    """Gamma of the closing solve and of what is said of stationarity."""
+    """Gamma of the closing solve and of what is certified at given capacities."""
     return model.schedule.limit if model.limited else LAST_GAMMA
 
 

@@ -175,7 +175,9 @@ class _Plans:
             pass
 
 
-def round_to_modules(model: TransitModel, capacity: Array, module: Array) -> Array:
+def round_to_modules(
+    model: TransitModel, capacity: Array, module: Array, *, improve: bool = True
+) -> Array:
     """Whole numbers of modules: the most profitable of several roundings of some capacities, improved.
 
     First modules of one and two links are moved, until none earns more. Then some modules are taken from the best
@@ -188,6 +190,8 @@ def round_to_modules(model: TransitModel, capacity: Array, module: Array) -> Arr
     capacity : array, (links,)
     module : array, (links,)
         Size of a module, positive.
+    improve : bool
+        False: the best of the roundings, as it is.
 
     Returns
     -------
@@ -203,6 +207,8 @@ def round_to_modules(model: TransitModel, capacity: Array, module: Array) -> Arr
     random = np.random.default_rng(0)
     for plan in (plans.least, *plans.roundings(capacity)):
         plans.improves(plan)
+    if not improve:
+        return plans.capacity(plans.best)
     plans.settle()
     if plans.improves(plans.filled(plans.least, random)):
         plans.settle()

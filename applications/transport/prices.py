@@ -282,7 +282,9 @@ def climb(
                 profit, best = now, here
         if stage.gauge <= SHARP:
             critical, proof = smooth.critical()
-            if proof.stationarity < least:  # rounding has a say: not always the last
+            if (
+                point is None or proof.stationarity < least
+            ):  # rounding has a say: not always the last
                 point, least = critical, proof.stationarity
             if max(proof.stationarity, proof.gap) <= tol:
                 break
@@ -331,13 +333,15 @@ class Smooth:
     def critical(self) -> tuple[Critical, Proof]:
         """The critical point of F_gamma that the prices reached tell, without the barrier's traces, and its proof.
 
-        Capacities that are no more than the barrier adds to every link are closed, and closed links get the lowest
-        prices that keep everybody off, where the point is as good a critical one.
+        Where that makes the better proof, capacities of hardly anything (a ten-thousandth of a typical pair's trips)
+        are closed, and closed links get the lowest prices that keep everybody off.
         """
         self._generate()
         found = []
         for least in (None, SPARE * self.typical):
             point = self._critical(least)
+            if found and np.array_equal(point.capacity, found[0][0].capacity):
+                break  # nothing was closed
             proof = point.proof(self.model)
             found.append((point, proof))
             for _ in range(FITS):
@@ -418,11 +422,14 @@ class Smooth:
     def _closing(self, closed: Array) -> Array:
         """Prices where some links are closed: theirs as low as keeps everybody off, with and without the money."""
         open_price = np.where(closed, 0.0, self.price)
-        apart = self.network.alternative_time + CUTOFF
-        price = open_price
-        for cost in self._costs(open_price):
+        network, price = self.network, open_price
+        utilities = (
+            network.alternative_time,
+            network.alternative_time + network.revenue / self.stage.gamma,
+        )
+        for cost, utility in zip(self._costs(open_price), utilities, strict=True):
             reached = self.paths.distances(np.where(closed, np.inf, cost))
-            reached = np.where(np.isfinite(reached), reached, apart)
+            reached = np.where(np.isfinite(reached), reached, utility + CUTOFF)
             price = np.maximum(price, open_price + self.paths.closed_prices(cost, closed, reached))
         return price
 
@@ -565,13 +572,19 @@ class Smooth:
         change = dpotrs(factor, gradient, lower=0)[0]
         decrement = float(gradient @ change)
         room = FARTHEST * _to_boundary(price, change)
+        there = None
         if room < BENT and self.stage.gauge < BENT_GAUGE:
             bent = np.maximum(change, -FARTHEST * price)
             promised = float(gradient @ bent)
-            if promised > 0 and self._evaluate(price + bent).value <= here.value - 0.1 * promised:
-                change, room = bent, 1.0
+            if promised > 0:
+                there = self._evaluate(price + bent)
+                if there.value <= here.value - 0.1 * promised:
+                    change, room, decrement = bent, 1.0, promised
+                else:
+                    there = None
         length, halved = min(1.0, room), 0
-        there = self._evaluate(price + length * change)
+        if there is None:
+            there = self._evaluate(price + length * change)
         noise = 1e-13 * abs(here.value)
         while (
             not there.value <= here.value - 1e-4 * length * decrement + noise and halved < HALVINGS

@@ -61,7 +61,7 @@ FIRST_OF_MANY = (
     *_falling(GAMMA, 3.2e-8, 0.2, 2, 40, 1e-1, COMPLETE),
     *_falling(GAMMA, SHARP, 0.3, 2, 25, 1e-2, COMPLETE),
 )
-HUGE = 10_000  # pairs from which that is so
+HUGE = 10_000  # pairs above which that is so
 AGAIN = (  # those from perturbed designs
     Stage(8.0, 1e-3, 15, 1e-2),
     *_falling(GAMMA, 1e-3, 0.1, 8, 15, 1e-1),
@@ -70,7 +70,7 @@ LAST = (  # from the best prices to the critical point there
     *_falling(LAST_GAMMA, 1e-6, 0.2, 4, 60, 1e-2),
     *_falling(LAST_GAMMA, SHARP, 0.2, 4, 60, 1e-4),
 )
-LARGE = 1_000  # pairs from which the closing solve, with its cold lower solves, is too slow
+LARGE = 1_000  # pairs above which the closing solve, with its cold lower solves, is too slow
 LIMITED_FIRST = ((8.0, 80), (16.0, 60))  # gamma and steps, where capacities have limits
 LIMITED_AGAIN = ((8.0, 12), (16.0, 24))
 LONGER = 1.7  # times a convex-concave step; nearly halves their number, while twice loses its way
@@ -162,7 +162,7 @@ def attempt(model: TransitModel, state: Array, seed: int, trial: int) -> tuple[f
     threadpoolctl = require("threadpoolctl", "transport", "the search for designs")
     random = np.random.default_rng(np.random.SeedSequence([seed, trial]))
     closes = trial % 2 == 1
-    # one thread: as many as there are trials run at a time, and the sums are the same however many those are
+    # one BLAS thread: as many as there are trials run at a time, and the sums are the same however many those are
     with threadpoolctl.threadpool_limits(1):
         if not model.limited:
             return prices.climb(model, prices.perturbed(state, random, closes), AGAIN)[:2]
@@ -225,7 +225,7 @@ def search(
     start : array, (links,), optional
         Where the first climb begins. Default: low prices everywhere, or the relaxation's capacities.
     tol : float
-        Of the critical point's certificate: the first climb goes on until it is met.
+        Of the critical point's certificate: ends the first climb early where it is met. Unused with limits.
     callback : callable, optional
         Called with the best so far: during the first climb, after it and after every round.
     checkpoint : path, optional
@@ -246,7 +246,7 @@ def search(
         If the workers of a round died three times.
     """
     joblib = require("joblib", "transport", "the search for designs")
-    identity = _identity(model, seed, start)
+    identity = _identity(model, seed, start, tol)
     nothing = prices.first_prices(model) if not model.limited else model.minimum
     found = Found(nothing, -np.inf)
 
@@ -284,6 +284,8 @@ def search(
                 found = Found(state, profit)
             found = reached(replace(found, trials=numbers.stop))
     except KeyboardInterrupt:
+        if found.profit == -np.inf:  # there is no design yet
+            raise
         return replace(found, interrupted=True)
     return found
 
@@ -305,11 +307,11 @@ def _round(joblib: Any, tasks: list[Any], n_jobs: int | None) -> list[tuple[floa
     raise AssertionError
 
 
-def _identity(model: TransitModel, seed: int, start: Array | None) -> str:
+def _identity(model: TransitModel, seed: int, start: Array | None, tol: float) -> str:
     """Digest of everything that the result of a search depends on, but for the number of trials."""
     network = model.network
     digest = hashlib.sha256(
-        f"{seed} {ROUND} {_stages(model)} {AGAIN} {LIMITED_FIRST} {LIMITED_AGAIN}".encode()
+        f"{seed} {tol} {ROUND} {_stages(model)} {AGAIN} {LIMITED_FIRST} {LIMITED_AGAIN}".encode()
     )
     for part in (
         network.tail,

@@ -116,16 +116,44 @@ def test_climb_reports_its_way_and_returns_the_best_of_it(model):
 
 
 def test_climb_ends_where_its_critical_point_is_good_enough(model):
+    steps = {0.0: [], 1e-4: []}
     tight, loose = (
-        prices.climb(model, prices.first_prices(model), search.FIRST, tol=tol).point
-        for tol in (0.0, 1e-4)
+        prices.climb(
+            model, prices.first_prices(model), search.FIRST, lambda *now, to=to: to.append(now), tol
+        ).point
+        for tol, to in steps.items()
     )
+    assert len(steps[1e-4]) < len(steps[0.0])
     assert loose.proof(model).stationarity <= 1e-4
     assert tight.proof(model).stationarity <= 1e-6
     assert tight.gamma == loose.gamma == search.GAMMA
 
 
-def test_steps_at_one_gauge_never_raise_the_smoothed_dual(model):
+def test_stage_goes_on_while_new_paths_come(model):
+    steps = {np.inf: 0, 0.0: 0}
+    for new in steps:
+        for settled in (1.0, 0.3):
+            smooth = prices.Smooth(model, prices.first_prices(model))
+            known = [
+                len(smooth.known[0])
+                for _ in smooth.steps(prices.Stage(8.0, 1e-3, 60, settled, new))
+            ]
+            steps[new] += len(known)
+            assert new > 0 or known[-1] == known[-2]
+    assert steps[0.0] > steps[np.inf]
+
+
+def test_stages_of_huge_networks_lead_to_a_proven_point(model, monkeypatch):
+    monkeypatch.setattr(search, "HUGE", 1)
+    monkeypatch.setattr(search, "LARGE", 1)
+    found = search.search(model, trials=0)
+    ordinary = prices.climb(model, prices.first_prices(model), search.FIRST).profit
+    assert found.point.proof(model).gap <= 1e-6
+    assert found.point.proof(model).stationarity <= 1e-4
+    assert found.profit >= 0.97 * ordinary
+
+
+def test_steps_at_one_gauge_do_not_raise_the_smoothed_dual(model):
     """But for the paths that are generated on the way: on all of them, from where the first stage ended."""
     smooth = prices.Smooth(model, prices.first_prices(model))
     for _ in smooth.steps(prices.Stage(8.0, 1e-3, 60, 1e-2)):
@@ -242,3 +270,6 @@ def test_design_of_a_large_network_is_certified_without_cold_solves(monkeypatch)
     )
     again = reference.profit(network, proven.capacity)
     assert again == pytest.approx(proven.profit, rel=1e-4)
+    searched = transport.design(network)  # a trial that earns more leads to a point of its own
+    assert searched.profit >= closed.profit - 1e-6
+    assert searched.result.certificate.ok(1e-6)

@@ -82,7 +82,7 @@ def test_killed_search_resumes_to_the_same_design(tmp_path):
     process.kill()
     process.wait()
     resumed = search._resumed(
-        checkpoint, search._identity(TransitModel(transport.load("three_node")), 0, None)
+        checkpoint, search._identity(TransitModel(transport.load("three_node")), 0, None, 1e-6)
     )
     assert resumed.trials < 8
     network = transport.load("three_node")
@@ -107,6 +107,8 @@ def test_checkpoint_of_another_search_is_refused(model, tmp_path):
     search.search(model, trials=0, checkpoint=checkpoint)
     with pytest.raises(blocc.InvalidInputError, match="another network, seed"):
         search.search(model, trials=0, seed=1, resume=checkpoint)
+    with pytest.raises(blocc.InvalidInputError, match="checkpoint of another"):
+        search.search(model, trials=0, tol=1e-4, resume=checkpoint)
 
 
 class _Mortal(TransitModel):

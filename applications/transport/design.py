@@ -548,7 +548,7 @@ def _by_prices(
     if not interrupted:
         try:
             with progress.timed("critical point"):
-                point = found.critical(model)
+                point = found.critical(model, tol)
             proof = point.proof(model)
             starts.append(point.answer())
         except KeyboardInterrupt:

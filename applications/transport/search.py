@@ -45,12 +45,15 @@ def _falling(gamma: float, first: float, factor: float, number: int, *ends: Any)
 
 
 # Where a stage ends before it is settled, later ones start off the path of minima and take far longer.
+DOWN = (
+    *_falling(GAMMA, 1e-4, 0.2, 7, 60, 1e-2),
+    *_falling(GAMMA, SHARP, 0.2, 4, 60, 1e-4),
+)
 FIRST = (  # the first climb, over prices
     Stage(4.0, 3e-3, 60, 1e-2),
     Stage(8.0, 1e-3, 60, 1e-2),
     Stage(16.0, 3e-4, 60, 1e-2),
-    *_falling(GAMMA, 1e-4, 0.2, 7, 60, 1e-2),
-    *_falling(GAMMA, SHARP, 0.2, 4, 60, 1e-4),
+    *DOWN,
 )
 # On huge networks a wide gauge brings in more paths than pay, and late new ones disturb more.
 FIRST_OF_MANY = (
@@ -112,13 +115,15 @@ class Found:
             return self.state
         return (1.0 + SLACK) * prices.loading(model, self.state)[1]
 
-    def critical(self, model: TransitModel) -> Critical:
-        """The critical point of F_gamma at or near the design. Without limits on the capacities."""
+    def critical(self, model: TransitModel, tol: float = 0.0) -> Critical:
+        """The critical point of F_gamma at or near the design, to a tolerance. Without limits on the capacities."""
         if self.point is not None:
             return self.point
         threadpoolctl = require("threadpoolctl", "transport", "the search for designs")
         with threadpoolctl.threadpool_limits(1):
-            point = prices.climb(model, self.state, LAST).point
+            # the sharp start of the last stages is too hard for many paths
+            stages = DOWN if len(model.network.trips) > LARGE else LAST
+            point = prices.climb(model, self.state, stages, tol=tol).point
         assert point is not None  # the last stages are sharp
         return point
 

@@ -153,7 +153,7 @@ def test_ctrl_c_returns_the_best_so_far():
 
 
 def test_ctrl_c_on_the_way_to_the_critical_point_keeps_what_the_search_found(monkeypatch):
-    def stopped(found, model):
+    def stopped(found, model, tol=0.0):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(search.Found, "critical", stopped)

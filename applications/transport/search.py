@@ -255,14 +255,13 @@ def search(
     nothing = prices.first_prices(model) if not model.limited else model.minimum
     found = Found(nothing, -np.inf)
 
-    def reached(now: Found) -> Found:
+    def reached(now: Found) -> None:
         if checkpoint is not None:
             meta = {"profit": now.profit, "trials": now.trials, "identity": identity}
             arrays = {"state": now.state} | _packed(now.point)
             write_archive(checkpoint, arrays, {"format": CHECKPOINT, **meta})
         if callback is not None:
             callback(now)
-        return now
 
     steps = 0
 
@@ -275,11 +274,11 @@ def search(
             callback(found)
 
     try:
-        found = (
-            reached(_first(model, start, tol, climbing))
-            if resume is None
-            else _resumed(resume, identity)
-        )
+        if resume is not None:
+            found = _resumed(resume, identity)
+        else:
+            found = _first(model, start, tol, climbing)
+            reached(found)
         while found.trials < trials:
             numbers = range(found.trials, min(found.trials + ROUND, trials))
             tasks = [joblib.delayed(attempt)(model, found.state, seed, trial) for trial in numbers]
@@ -287,7 +286,8 @@ def search(
             profit, state = max(answers, key=lambda answer: answer[0])  # the first of equals
             if profit > found.profit + 1e-9 * (1.0 + abs(found.profit)):
                 found = Found(state, profit)
-            found = reached(replace(found, trials=numbers.stop))
+            found = replace(found, trials=numbers.stop)
+            reached(found)
     except KeyboardInterrupt:
         if found.profit == -np.inf:  # there is no design yet
             raise

@@ -505,9 +505,11 @@ def _closed(
     result, reason = None, ""
     if model.limited or len(model.network.trips) <= LARGE:
         try:
+            if not model.limited:  # known, where the proof by prices is needed after all
+                found = replace(found, point=found.critical(model))
             result = solve(
                 model,
-                found.state if model.limited else found.critical(model).capacity,
+                found.state if found.point is None else found.point.capacity,
                 tol=tol,
                 max_iterations=max_iterations,
                 progress=progress,

@@ -282,9 +282,8 @@ def climb(
                 profit, best = now, here
         if stage.gauge <= SHARP:
             critical, proof = smooth.critical()
-            if (
-                point is None or proof.stationarity < least
-            ):  # rounding has a say: not always the last
+            # rounding has a say: not always the last
+            if point is None or proof.stationarity < least:
                 point, least = critical, proof.stationarity
             if max(proof.stationarity, proof.gap) <= tol:
                 break
@@ -379,9 +378,7 @@ class Smooth:
         system = weight, 1.0 - share, self.trips * share
         after = flow + _pair_solve(*self.structure, *system, *nothing, change)[0]
         after = np.where(used, np.maximum(after, 0.0), 0.0)
-        before, whole = self._by_pair(flow), self._by_pair(after)
-        after = np.divide(before * after, whole, out=np.zeros(len(after)), where=whole > 0)
-        return point._replace(flow=after)
+        return point._replace(flow=self._carrying(self._by_pair(flow), after))
 
     def _critical(self, least: float | None) -> Critical:
         """With links of no more than the least capacity closed; None: none, and the prices as they are."""
@@ -407,13 +404,15 @@ class Smooth:
             (flow, costly), self.utility, self._costs(price), strict=True
         ):
             wanted = self.trips * expit(utility - self.paths.distances(cost)[self.pair])
-            whole = self._by_pair(part)
-            scaled = np.divide(
-                np.repeat(wanted, count) * part, whole, out=np.zeros(len(part)), where=whole > 0
-            )
-            flows.append(scaled)
+            flows.append(self._carrying(np.repeat(wanted, count), part))
         load = _row_sums(start, links, self.rows, flows[1], len(self.rows))
         return Critical(self.stage.gamma, load, price, self.known, flows[0], flows[1])
+
+    def _carrying(self, wanted: Array, flow: Array) -> Array:
+        """Flows in the same proportions that carry so many trips of each path's pair."""
+        whole = self._by_pair(flow)
+        scaled: Array = np.divide(wanted * flow, whole, out=np.zeros(len(flow)), where=whole > 0)
+        return scaled
 
     def _by_pair(self, flow: Array) -> Array:
         """Sum over the pair's paths, for each path."""

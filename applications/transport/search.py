@@ -33,10 +33,8 @@ ROUND = 4  # trials that start from the same incumbent
 
 
 COMPLETE = 1e-4  # part of the paths that may still be new where none is missing to speak of
-GAMMA, LAST_GAMMA = (
-    32.0,
-    64.0,
-)  # of climbs over prices; of the one to the critical point near the best design
+GAMMA = 32.0  # the last one of climbs over prices
+LAST_GAMMA = 64.0  # of the climb to the critical point near the best design
 
 
 def _falling(gamma: float, first: float, factor: float, number: int, *ends: Any) -> Any:
@@ -252,8 +250,7 @@ def search(
     """
     joblib = require("joblib", "transport", "the search for designs")
     identity = _identity(model, seed, start, tol)
-    nothing = prices.first_prices(model) if not model.limited else model.minimum
-    found = Found(nothing, -np.inf)
+    found = Found(model.minimum, -np.inf)  # none yet
 
     def reached(now: Found) -> None:
         if checkpoint is not None:
@@ -360,7 +357,7 @@ def _resumed(path: str | os.PathLike[str], identity: str) -> Found:
     arrays, meta = read_archive(path, CHECKPOINT)
     if meta["identity"] != identity:
         raise InvalidInputError(
-            f"{path}: checkpoint of another network, seed, version or other limits; start "
-            "without resume"
+            f"{path}: checkpoint of another network, seed, tolerance, version or other limits; "
+            "start without resume"
         )
     return Found(arrays["state"], meta["profit"], meta["trials"], point=_unpacked(arrays))

@@ -32,7 +32,7 @@ from .model import TransitModel
 from .modules import round_to_modules
 from .network import Network
 from .prices import answer, trimmed
-from .search import LARGE, LAST_GAMMA, Found, search
+from .search import LAST_GAMMA, Found, search
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 LowerSolver = Literal["paths", "maxmin"]
@@ -501,60 +501,43 @@ def _modules(network: Network, module: Any) -> Floats:
 def _closed(
     model: TransitModel, found: Found, tol: float, max_iterations: int, progress: Progress
 ) -> Result:
-    """The search's design led to a certificate: by the core's solve, or where that is too slow or fails by prices."""
-    result, reason = None, ""
-    if model.limited or len(model.network.trips) <= LARGE:
-        try:
-            if not model.limited:  # known, where the proof by prices is needed after all
-                found = replace(found, point=found.critical(model))
-            result = solve(
-                model,
-                found.state if found.point is None else found.point.capacity,
-                tol=tol,
-                max_iterations=max_iterations,
-                progress=progress,
-                on_failure="return",
-            )
-        except KeyboardInterrupt as interrupt:
-            if isinstance(interrupt, SolveInterrupted) and interrupt.result is not None:
-                return interrupt.result
-            return _interrupted(model, found, tol, progress)
-        except LowerLevelError as error:  # the search's design is an answer all the same
-            reason = f" ({error})"
-    if result is not None and (result.success or model.limited):
-        return result
-    if model.limited:
-        result = _exactly(model, found.capacity(model), tol, Status.FEASIBLE, progress)
-    else:
-        proven = _by_prices(model, found, tol, progress)
-        candidates = [proven] if result is None else [result, proven]
-        result = min(
-            candidates, key=lambda one: (not one.success, not one.certificate.lower_ok(tol))
+    """The search's design led to a certificate: with limits by the core's solve, without by prices."""
+    if not model.limited:
+        return _by_prices(model, found, tol, progress)
+    try:
+        return solve(
+            model,
+            found.state,
+            tol=tol,
+            max_iterations=max_iterations,
+            progress=progress,
+            on_failure="return",
         )
-    return replace(result, message=f"{result.message}{reason}")
+    except KeyboardInterrupt as interrupt:
+        if isinstance(interrupt, SolveInterrupted) and interrupt.result is not None:
+            return interrupt.result
+        return _interrupted(model, found, tol, progress)
+    except LowerLevelError as error:  # the search's design is an answer all the same
+        result = _exactly(model, found.state, tol, Status.FEASIBLE, progress)
+        return replace(result, message=f"{result.message} ({error})")
 
 
 def _interrupted(model: TransitModel, found: Found, tol: float, progress: Progress) -> Result:
     """The search's design as it is."""
     if model.limited:
-        return _exactly(model, found.capacity(model), tol, Status.INTERRUPTED, progress)
+        return _exactly(model, found.state, tol, Status.INTERRUPTED, progress)
     return _by_prices(model, found, tol, progress, interrupted=True)
 
 
 def _by_prices(
     model: TransitModel, found: Found, tol: float, progress: Progress, interrupted: bool = False
 ) -> Result:
-    """The search's design, with what link prices prove of it and of the critical point near it: no cold solves."""
-    point = proof = None
+    """The search's design, with what link prices prove of it and of the critical point that it comes from."""
+    point = found.point
+    proof = None if point is None else point.proof(model)
     starts = [answer(model, found.state)]
-    if not interrupted:
-        try:
-            with progress.timed("critical point"):
-                point = found.critical(model, tol)
-            proof = point.proof(model)
-            starts.append(point.answer())
-        except KeyboardInterrupt:
-            interrupted = True
+    if point is not None:
+        starts.append(point.answer())
     with progress.timed("certificate"):
         objective, capacity, lower = _best_answer(model, starts, tol)
         proven = model.residuals(capacity, lower.y, lower.duals)

@@ -47,6 +47,7 @@ Array = np.ndarray[Any, Any]
 # A pair without an open route has share zero and, as the entropy is infinitely steep there, an infinite price. It is
 # cut off at utility + CUTOFF, where the share would be 1e-13: no tolerance can be smaller where nothing is open.
 CUTOFF = 30.0
+NEGLIGIBLE = 1e-9  # part of a pair's weight that a path's must reach to count in their mean
 CLOSED = 1e-13  # capacity below this fraction of the largest trips counts as zero
 TRACE = 1e-7  # part of a pair's trips below which a path flow may be an interior point's trace
 # Load from which a link's capacity enters the Newton system, of few links and of more than MANY: every row helps
@@ -1237,6 +1238,45 @@ def _residuals(  # type: ignore[no-untyped-def]
     for row in range(len(price)):
         size += price[row] * abs(primal[row])
     return dual, share, primal, scale, elastic, size
+
+
+@compiled
+def _assemble_means(  # type: ignore[no-untyped-def]
+    pair_start, path_start, path_links, index, weight, elasticity, number
+):
+    """What ``_assemble`` gives without the spread of a pair's paths around their mean."""
+    matrix = np.zeros((number, number))
+    mean = np.zeros(number)
+    seen = np.zeros(number, np.bool_)
+    union = np.empty(number, np.int64)
+    for pair in range(len(elasticity)):
+        whole = 0.0
+        for path in range(pair_start[pair], pair_start[pair + 1]):
+            whole += weight[path]
+        factor = elasticity[pair] * whole / (elasticity[pair] + whole)
+        size = 0
+        for path in range(pair_start[pair], pair_start[pair + 1]):
+            part = weight[path] / whole
+            if part < NEGLIGIBLE:
+                continue
+            for position in range(path_start[path], path_start[path + 1]):
+                row = index[path_links[position]]
+                if row < 0:
+                    continue
+                if not seen[row]:
+                    seen[row] = True
+                    union[size] = row
+                    size += 1
+                mean[row] += part
+        for one in range(size):
+            row = union[one]
+            scaled = factor * mean[row]
+            for before in range(one + 1):
+                other = union[before]
+                matrix[max(row, other), min(row, other)] += scaled * mean[other]
+        for one in range(size):
+            mean[union[one]], seen[union[one]] = 0.0, False
+    return matrix
 
 
 @compiled

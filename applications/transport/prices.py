@@ -12,8 +12,9 @@ answer to it.
 
 Each D has kinks, where two paths of a pair are equally long. ``-gauge log`` of every path flow and of every price
 smooths both in the same way, so that their difference stays right. Newton steps find a minimum at a large gauge and
-follow it as the gauge falls, to where both passengers' problems, with and without the operator's money, are solved and
-agree in their capacities: a critical point of F_gamma. Three things make that work:
+follow it as the gauge falls. At a small one :mod:`blocc.applications.transport.critical` takes over, and leads to where
+both passengers' problems, with and without the operator's money, are solved and agree in their capacities: a critical
+point of F_gamma. Three things make the way there short:
 
 * the curvature takes path flows from a primal-dual estimate (Conn, Gould and Toint 2000), not from the barrier, whose
   own quadratic model holds only as far as the gauge is wide;
@@ -37,24 +38,20 @@ import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotrs
 from scipy.special import expit
 
-from blocc.applications.transport.compiled import compiled
+from blocc.applications.transport.critical import RATIO, Critical, Settling, warm_start
+from blocc.applications.transport.generated import GeneratedPaths
 from blocc.applications.transport.model import TransitModel
 from blocc.applications.transport.paths import (
-    CUTOFF,
     _assemble,
+    _assemble_means,
     _barrier,
-    _grouped,
-    _known_paths,
     _pair_solve,
     _path_sums,
-    _row_sums,
-    _shrunk,
     _subset,
     _to_boundary,
 )
 
 Array = np.ndarray[Any, Any]
-PathList = tuple[Array, Array, Array]  # pairs, starts, links, as in paths.Response
 
 
 class Stage(NamedTuple):
@@ -67,26 +64,19 @@ class Stage(NamedTuple):
     new: float = np.inf  # part of the paths that may be new in the step that ends it
 
 
-SHARP = 1e-9  # in units of the prices: gauge from which on a stage's end may tell a critical point
 FIRST_PRICE = 0.3  # of every link, in units of the passengers' logits
 # Capacity that every link has in addition, in typical trips: bounds the prices of empty links. Less below the gauge.
 SPARE, SPARE_GAUGE = 1e-4, 1e-5
 TIE = 1e-7  # of the capacity cost, added to prices: among equally long paths the operator chooses
 LEAST = 1e-6  # price at which a step starts at least
 DAMPING = 1e-3  # least part of the concave curvature that is left out, where any is
-RATIO = 1e6  # how far a primal-dual estimate may be from the barrier's own value
 HALVINGS, DOUBLINGS = 12, 4  # of a step
 FARTHEST = 0.95  # part of a price that a step takes at most
-# Where a few prices near zero would allow no more than this of a step, they alone are held back, if that leads down
-# and the gauge is below that: earlier such steps lead to worse designs.
-BENT, BENT_GAUGE = 0.5, 1e-4
 ROUNDING = 1e-12  # of the curvature's diagonal, added to it: weights of many orders meet there
 THREADED = 100_000  # paths from which both curvatures are assembled on two threads
-NEGLIGIBLE = 1e-9  # part of a pair's weight that a path's must reach to count in their mean
-UNUSED = 1e-200  # weight of a path without flow
-FITS = 3  # Newton steps of the flows alone at a critical point
 TIGHT = 1e-8  # capacity left above the flow, relative: what there is of it, the passengers gain
-TRACE = 1e-6  # part of a pair's trips below which a path has only the barrier's trace of a flow
+NOBODY = 1e-11  # share of a pair's trips that counts as none: prices of closed links let by what rounds to nothing
+LAST_GAUGE = 1e-8  # from which a critical point at another gamma is sought
 PART, SIZE = 0.15, 0.3  # of the prices that a perturbation changes, and by how much
 CLOSED, CLOSING = (
     0.05,
@@ -110,8 +100,9 @@ def loading(model: TransitModel, price: Array) -> tuple[float, Array]:
 def answer(model: TransitModel, price: Array) -> dict[str, Array]:
     """The passengers' answer to the design that some prices make, as a warm start: paths, their flows, prices."""
     own = _own(model, price)
-    *routes, trips = _routes(model, own)
-    return _warm(routes, trips, own)
+    pair, start, links, trips = _routes(model, own)
+    somebody = trips > NOBODY * model.network.trips[pair]
+    return warm_start(_subset(pair, start, links, somebody), trips[somebody], own)
 
 
 def trimmed(model: TransitModel, start: Mapping[str, Array]) -> Array:
@@ -123,15 +114,6 @@ def trimmed(model: TransitModel, start: Mapping[str, Array]) -> Array:
 def _load(model: TransitModel, start: Array, links: Array, flow: Array) -> Array:
     """Link flows of path flows."""
     return np.bincount(links, np.repeat(flow, np.diff(start)), minlength=model.paths.links)
-
-
-def _warm(paths: Sequence[Array], flow: Array, price: Array) -> dict[str, Array]:
-    """Warm start of the passengers' problem, as ``paths.Response.warm``."""
-    return {
-        **dict(zip(("path_pair", "path_start", "path_links"), paths, strict=True)),
-        "path_flow": flow,
-        "price": price,
-    }
 
 
 def _own(model: TransitModel, price: Array) -> Array:
@@ -157,81 +139,6 @@ class _Point(NamedTuple):
     load: tuple[Array, Array]
 
 
-class Proof(NamedTuple):
-    """Of a critical point: the passengers' relative gap, what a step promises of F_gamma / gamma, the first-order
-    residual, F_gamma, and the true upper value of the capacities."""
-
-    gap: float
-    promised: float
-    stationarity: float
-    value: float
-    response: float
-
-
-class Critical(NamedTuple):
-    """A critical point of F_gamma, with what proves it.
-
-    Attributes
-    ----------
-    gamma : float
-    capacity : array, (links,)
-    price : array, (links,)
-    paths : PathList
-    flow, costly_flow : array, (paths,)
-        The passengers' answer without and with the operator's money: to the prices, the latter with k / gamma added.
-    """
-
-    gamma: float
-    capacity: Array
-    price: Array
-    paths: PathList
-    flow: Array
-    costly_flow: Array
-
-    def answer(self) -> dict[str, Array]:
-        """The passengers' answer as a warm start, as that of :func:`answer`."""
-        used = self.flow > 0
-        return _warm(_subset(*self.paths, used), self.flow[used], self.price)
-
-    def proof(self, model: TransitModel) -> Proof:
-        """What holds at the capacities, by weak duality alone.
-
-        Both answers are shrunk into the capacities, and the prices bound both optimal values from below. The second
-        answer's gap bounds the decrease that F_gamma's convex majorant at these prices promises; the first's, how far
-        the prices are from those of the majorant. Both count in the stationarity: relative, times gamma, as in
-        :func:`blocc.certificate.predicted_decrease`.
-        """
-        network, paths, gamma = model.network, model.paths, self.gamma
-
-        def gap(flow: Array, utility: Array, price: Array) -> tuple[float, float, Array]:
-            _, load, carried = _shrunk(*self.paths, flow, self.capacity, network.trips)
-            idle = expit(utility)  # a pair without trips counts nothing
-            share = np.divide(carried, network.trips, out=idle, where=network.trips > 0)
-            share = np.clip(share, 0.0, 1.0)
-            value = paths.objective(load, share, utility)
-            return value, value - paths.dual_value(price, self.capacity, utility), share
-
-        extra = 1.0 / gamma
-        lower, below, share = gap(self.flow, network.alternative_time, self.price)
-        utility = network.alternative_time + extra * network.revenue
-        price = self.price + extra * network.capacity_cost
-        penalized, promised, _ = gap(self.costly_flow, utility, price)
-        cost, revenue = (
-            float(network.capacity_cost @ self.capacity),
-            network.trips * network.revenue,
-        )
-        value = cost - float(np.sum(revenue)) + gamma * (penalized - lower)
-        below, promised = max(0.0, below), max(0.0, promised)
-        stationarity = max(1.0, gamma) * gamma * (promised + below) / (1.0 + abs(value))
-        return Proof(
-            gap=below / (1.0 + abs(lower)),
-            promised=promised,
-            stationarity=stationarity if np.isfinite(stationarity) else np.inf,
-            value=value,
-            response=cost - float(revenue @ share),
-        )
-
-
 class Climb(NamedTuple):
     """Where a climb got.
 
@@ -242,7 +149,7 @@ class Climb(NamedTuple):
     price : array, (links,)
         Prices that earn it.
     point : Critical or None
-        The critical point at the end, where the gauge got sharp enough for one.
+        The critical point at the end, where one was asked for.
     """
 
     profit: float
@@ -255,9 +162,10 @@ def climb(
     price: Array,
     stages: Sequence[Stage],
     report: Callable[[float, Array], None] | None = None,
-    tol: float = 0.0,
+    tol: float | None = None,
+    gamma: float | None = None,
 ) -> Climb:
-    """Climb from some prices through stages.
+    """Climb from some prices through stages, and on to a critical point where asked.
 
     Parameters
     ----------
@@ -268,25 +176,37 @@ def climb(
     stages : sequence of Stage
     report : callable, optional
         Called with profit and prices after every step.
-    tol : float
-        First-order residual and gap at which a critical point is good enough to end the climb.
+    tol : float, optional
+        First-order residual and gap of the critical point. None: end with the stages.
+    gamma : float, optional
+        Of the critical point. Default: the last stage's.
     """
-    profit, best, point, least = loading(model, price)[0], price, None, np.inf
+    profit, best = loading(model, price)[0], price
+
+    def reached(here: Array) -> None:
+        nonlocal profit, best
+        now = loading(model, here)[0]
+        if report is not None:
+            report(now, here)
+        if now > profit:
+            profit, best = now, here
+
     smooth = Smooth(model, price)
     for stage in stages:
         for here in smooth.steps(stage):
-            now = loading(model, here)[0]
-            if report is not None:
-                report(now, here)
-            if now > profit:
-                profit, best = now, here
-        if stage.gauge <= SHARP:
-            critical, proof = smooth.critical()
-            # rounding has a say: not always the last
-            if point is None or proof.stationarity < least:
-                point, least = critical, proof.stationarity
-            if max(proof.stationarity, proof.gap) <= tol:
-                break
+            reached(here)
+    if tol is None:
+        return Climb(profit, best, None)
+    last = stages[-1]
+    settling = Settling(model, last.gamma, smooth.price, smooth.generated.paths, smooth.passengers)
+    point, proof = settling.run(last.gauge, tol, reached)
+    reached(point.price)
+    if gamma is not None and gamma != last.gamma:
+        settling = Settling(model, gamma, point.price, point.paths, point.flow)
+        later, proven = settling.run(LAST_GAUGE, tol, reached)
+        reached(later.price)
+        if proven.residual <= max(tol, proof.residual):
+            point = later
     return Climb(profit, best, point)
 
 
@@ -304,15 +224,14 @@ class Smooth:
     """
 
     def __init__(self, model: TransitModel, price: Array) -> None:
-        self.model, self.network, self.paths = model, model.network, model.paths
-        trips = self.network.trips
-        self.typical = float(np.sum(trips**2) / np.sum(trips))
+        self.network = model.network
+        self.generated = GeneratedPaths(model)
+        self.typical = self.generated.typical
         self.price = np.maximum(price, LEAST)
-        self.rows = np.arange(self.paths.links)
+        self.rows = np.arange(model.paths.links)
         # of every link about what it may carry: a design's own flows would weigh its empty links too little
         size = loading(model, first_prices(model))[1] + SPARE * self.typical
         self.row_room = np.sqrt(self.typical * size)
-        self.known: PathList | None = None
         self.estimate: tuple[Array, Array, Array] | None = None  # of both flows, and of the slack
         self.damping = 0.0
 
@@ -325,120 +244,22 @@ class Smooth:
             if decrement is None:  # rounding leaves no curvature
                 return
             yield self.price
-            size = 2.0 * stage.gauge * float(np.sum(self.room))
-            if decrement <= stage.settled * size and new <= stage.new * len(self.room):
+            size = 2.0 * stage.gauge * float(np.sum(self.generated.room))
+            if decrement <= stage.settled * size and new <= stage.new * len(self.generated):
                 return
-
-    def critical(self) -> tuple[Critical, Proof]:
-        """The critical point of F_gamma that the prices reached tell, without the barrier's traces, and its proof.
-
-        Where that makes the better proof, capacities of hardly anything (a ten-thousandth of a typical pair's trips)
-        are closed, and closed links get the lowest prices that keep everybody off.
-        """
-        self._generate()
-        found = []
-        for least in (None, SPARE * self.typical):
-            point = self._critical(least)
-            if found and np.array_equal(point.capacity, found[0][0].capacity):
-                break  # nothing was closed
-            proof = point.proof(self.model)
-            found.append((point, proof))
-            for _ in range(FITS):
-                point, before = self._fitted(point), proof
-                proof = point.proof(self.model)
-                found.append((point, proof))
-                if not proof.stationarity < 0.5 * before.stationarity:
-                    break
-        return min(found, key=lambda one: one[1].stationarity)
-
-    def _fitted(self, point: Critical) -> Critical:
-        """The passengers' flows after a Newton step toward what the capacities allow, at the same prices.
-
-        Where paths of a pair are equally long with and without the operator's money, Psi hardly changes with how
-        trips part among them, and the loads of the two answers may differ: either's trips may part otherwise.
-        """
-        flow, here = point.flow, self._evaluate(self.price)
-        rest = self._estimates(here, self.row_weight / self.price)[2]
-        used = flow > 0
-        weight = np.where(used, flow * here.flow[0] / self.weight, UNUSED)
-        share = expit(here.margin[0])
-        matrix = _assemble(
-            *self.structure, weight, self.trips * share * (1.0 - share), len(self.rows)
-        )
-        diagonal = np.einsum("ii->i", matrix)
-        diagonal += rest / self.price
-        diagonal *= 1.0 + ROUNDING
-        factor, failed = dpotrf(matrix.T, lower=0, overwrite_a=1)
-        if failed:
-            return point
-        _, start, links = point.paths
-        over = _row_sums(start, links, self.rows, flow, len(self.rows)) - point.capacity
-        change = dpotrs(factor, np.where(point.capacity > 0, over, 0.0), lower=0)[0]
-        nothing = np.zeros(len(self.trips)), np.zeros(len(flow))
-        system = weight, 1.0 - share, self.trips * share
-        after = flow + _pair_solve(*self.structure, *system, *nothing, change)[0]
-        after = np.where(used, np.maximum(after, 0.0), 0.0)
-        return point._replace(flow=self._carrying(self._by_pair(flow), after))
-
-    def _critical(self, least: float | None) -> Critical:
-        """With links of no more than the least capacity closed; None: none, and the prices as they are."""
-        here = self._evaluate(self.price)
-        assert self.known is not None
-        _, start, links = self.known
-        count = np.diff(self.pair_start)
-        flow, costly = (
-            np.where(part > TRACE * self._by_pair(part), part, 0.0) for part in here.flow
-        )
-        closed = np.zeros(len(self.rows), dtype=bool)
-        while True:
-            load = _row_sums(start, links, self.rows, costly, len(self.rows))
-            small = ~closed & (load <= least) if least is not None else closed
-            if not np.any(small):
-                break
-            closed |= small
-            blocked = np.add.reduceat(closed[links], start[:-1]) > 0
-            flow, costly = np.where(blocked, 0.0, flow), np.where(blocked, 0.0, costly)
-        price = self.price if least is None else self._closing(closed)
-        flows = []
-        for part, utility, cost in zip(
-            (flow, costly), self.utility, self._costs(price), strict=True
-        ):
-            wanted = self.trips * expit(utility - self.paths.distances(cost)[self.pair])
-            flows.append(self._carrying(np.repeat(wanted, count), part))
-        load = _row_sums(start, links, self.rows, flows[1], len(self.rows))
-        return Critical(self.stage.gamma, load, price, self.known, flows[0], flows[1])
-
-    def _carrying(self, wanted: Array, flow: Array) -> Array:
-        """Flows in the same proportions that carry so many trips of each path's pair."""
-        whole = self._by_pair(flow)
-        scaled: Array = np.divide(wanted * flow, whole, out=np.zeros(len(flow)), where=whole > 0)
-        return scaled
-
-    def _by_pair(self, flow: Array) -> Array:
-        """Sum over the pair's paths, for each path."""
-        return np.repeat(np.add.reduceat(flow, self.pair_start[:-1]), np.diff(self.pair_start))
-
-    def _closing(self, closed: Array) -> Array:
-        """Prices where some links are closed: theirs as low as keeps everybody off, with and without the money."""
-        open_price = np.where(closed, 0.0, self.price)
-        network, price = self.network, open_price
-        utilities = (
-            network.alternative_time,
-            network.alternative_time + network.revenue / self.stage.gamma,
-        )
-        for cost, utility in zip(self._costs(open_price), utilities, strict=True):
-            reached = self.paths.distances(np.where(closed, np.inf, cost))
-            reached = np.where(np.isfinite(reached), reached, utility + CUTOFF)
-            price = np.maximum(price, open_price + self.paths.closed_prices(cost, closed, reached))
-        return price
 
     def _enter(self, stage: Stage) -> None:
         self.stage = stage
         self.spare = SPARE * self.typical * min(1.0, (stage.gauge / SPARE_GAUGE) ** 0.75)
-        if self.known is None:
+        if not len(self.generated):
             self._generate()
         else:
             self._index()
+
+    @property
+    def passengers(self) -> Array | None:
+        """Estimated flows of the passengers' paths."""
+        return None if self.estimate is None else self.estimate[0]
 
     def _costs(self, price: Array) -> tuple[Array, Array]:
         cost = self.network.travel_time + price
@@ -446,48 +267,29 @@ class Smooth:
 
     def _generate(self) -> int:
         """Add every pair's shortest path at both kinds of costs; how many are new."""
-        network, number = self.network, 0
-        for cost in self._costs(self.price):
-            _, pair, start, links = self.paths.shortest_paths(cost)
-            new = _subset(pair, start, links, network.trips[pair] > 0)
-            if self.known is None:
-                self.known, number = new, number + len(new[0])
-                continue
-            old = self.known
-            new = _subset(*new, ~_known_paths(*new, *old, self.paths._key))
-            if not len(new[0]):
-                continue
-            number += len(new[0])
-            pairs = np.concatenate([old[0], new[0]])
-            starts = np.concatenate([old[1], old[1][-1] + new[1][1:]])
-            *known, order = _grouped(pairs, starts, np.concatenate([old[2], new[2]]))
-            self.known = (known[0], known[1], known[2])
+        number, order = self.generated.add(self._costs(self.price))
+        if number:
             if self.estimate is not None:
-                unknown = np.full(len(new[0]), np.nan)
+                unknown = np.full(number, np.nan)
                 flow, costly, slack = self.estimate
                 self.estimate = (
                     np.concatenate([flow, unknown])[order],
                     np.concatenate([costly, unknown])[order],
                     slack,
                 )
-        if number:
             self._index()
         return number
 
     def _index(self) -> None:
         """What follows from the list of paths and the stage."""
-        assert self.known is not None
-        network, stage, path_pair = self.network, self.stage, self.known[0]
-        self.pair, first = np.unique(path_pair, return_index=True)
-        self.pair_start = np.append(first, len(path_pair)).astype(np.int64)
-        self.trips = network.trips[self.pair]
-        self.room = np.sqrt(self.typical * network.trips[path_pair])
-        self.weight, self.row_weight = stage.gauge * self.room, stage.gauge * self.row_room
-        utility = network.alternative_time[self.pair]
-        self.utility = (utility, utility + network.revenue[self.pair] / stage.gamma)
-        self.structure = (self.pair_start, self.known[1], self.known[2], self.rows)
+        network, stage, generated = self.network, self.stage, self.generated
+        self.trips = generated.trips
+        self.weight, self.row_weight = stage.gauge * generated.room, stage.gauge * self.row_room
+        utility = network.alternative_time[generated.pair]
+        self.utility = (utility, utility + network.revenue[generated.pair] / stage.gamma)
+        self.structure = (generated.pair_start, *generated.paths[1:], self.rows)
         if self.estimate is None:
-            self.below = np.ones(len(self.pair)), np.ones(len(self.pair))
+            self.below = np.ones(len(generated.pair)), np.ones(len(generated.pair))
 
     def _evaluate(self, price: Array) -> _Point:
         costs, (utility, richer) = self._costs(price), self.utility
@@ -571,19 +373,8 @@ class Smooth:
         change = dpotrs(factor, gradient, lower=0)[0]
         decrement = float(gradient @ change)
         room = FARTHEST * _to_boundary(price, change)
-        there = None
-        if room < BENT and self.stage.gauge < BENT_GAUGE:
-            bent = np.maximum(change, -FARTHEST * price)
-            promised = float(gradient @ bent)
-            if promised > 0:
-                there = self._evaluate(price + bent)
-                if there.value <= here.value - 0.1 * promised:
-                    change, room, decrement = bent, 1.0, promised
-                else:
-                    there = None
         length, halved = min(1.0, room), 0
-        if there is None:
-            there = self._evaluate(price + length * change)
+        there = self._evaluate(price + length * change)
         noise = 1e-13 * abs(here.value)
         while (
             not there.value <= here.value - 1e-4 * length * decrement + noise and halved < HALVINGS
@@ -618,42 +409,3 @@ def perturbed(price: Array, random: np.random.Generator, closes: bool) -> Array:
     if closes:
         moved = moved + np.where(random.random(links) < CLOSED, CLOSING, 0.0)
     return moved
-
-
-@compiled
-def _assemble_means(  # type: ignore[no-untyped-def]
-    pair_start, path_start, path_links, index, weight, elasticity, number
-):
-    """What ``_assemble`` gives without the spread of a pair's paths around their mean."""
-    matrix = np.zeros((number, number))
-    mean = np.zeros(number)
-    seen = np.zeros(number, np.bool_)
-    union = np.empty(number, np.int64)
-    for pair in range(len(elasticity)):
-        whole = 0.0
-        for path in range(pair_start[pair], pair_start[pair + 1]):
-            whole += weight[path]
-        factor = elasticity[pair] * whole / (elasticity[pair] + whole)
-        size = 0
-        for path in range(pair_start[pair], pair_start[pair + 1]):
-            part = weight[path] / whole
-            if part < NEGLIGIBLE:
-                continue
-            for position in range(path_start[path], path_start[path + 1]):
-                row = index[path_links[position]]
-                if row < 0:
-                    continue
-                if not seen[row]:
-                    seen[row] = True
-                    union[size] = row
-                    size += 1
-                mean[row] += part
-        for one in range(size):
-            row = union[one]
-            scaled = factor * mean[row]
-            for before in range(one + 1):
-                other = union[before]
-                matrix[max(row, other), min(row, other)] += scaled * mean[other]
-        for one in range(size):
-            mean[union[one]], seen[union[one]] = 0.0, False
-    return matrix

@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from blocc.applications.transport import prices
+from blocc.applications.transport.critical import Critical
 from blocc.applications.transport.model import SLACK, TransitModel
-from blocc.applications.transport.prices import SHARP, Critical, Stage
+from blocc.applications.transport.prices import Stage
 from blocc.errors import InvalidInputError, LowerLevelError, require
 from blocc.result import read_archive, write_archive
 
@@ -34,7 +35,7 @@ ROUND = 4  # trials that start from the same incumbent
 
 COMPLETE = 1e-4  # part of the paths that may still be new where none is missing to speak of
 GAMMA = 32.0  # the last one of climbs over prices
-LAST_GAMMA = 64.0  # of the climb to the critical point near the best design
+LAST_GAMMA = 64.0  # of the critical point
 
 
 def _falling(gamma: float, first: float, factor: float, number: int, *ends: Any) -> Any:
@@ -43,15 +44,11 @@ def _falling(gamma: float, first: float, factor: float, number: int, *ends: Any)
 
 
 # Where a stage ends before it is settled, later ones start off the path of minima and take far longer.
-DOWN = (
-    *_falling(GAMMA, 1e-4, 0.2, 7, 60, 1e-2),
-    *_falling(GAMMA, SHARP, 0.2, 4, 60, 1e-4),
-)
 FIRST = (  # the first climb, over prices
     Stage(4.0, 3e-3, 60, 1e-2),
     Stage(8.0, 1e-3, 60, 1e-2),
     Stage(16.0, 3e-4, 60, 1e-2),
-    *DOWN,
+    *_falling(GAMMA, 1e-4, 0.2, 4, 60, 1e-2),
 )
 # On huge networks a wide gauge brings in more paths than pay, and late new ones disturb more.
 FIRST_OF_MANY = (
@@ -59,19 +56,12 @@ FIRST_OF_MANY = (
     Stage(8.0, 3e-4, 30, 1e-1, COMPLETE),
     Stage(16.0, 3e-4, 25, 1e-1, COMPLETE),
     *_falling(GAMMA, 1e-4, 0.2, 4, 30, 1e-1, COMPLETE),
-    *_falling(GAMMA, 3.2e-8, 0.2, 2, 40, 1e-1, COMPLETE),
-    *_falling(GAMMA, SHARP, 0.3, 2, 25, 1e-2, COMPLETE),
 )
 HUGE = 10_000  # pairs above which that is so
 AGAIN = (  # those from perturbed designs
     Stage(8.0, 1e-3, 15, 1e-2),
-    *_falling(GAMMA, 1e-3, 0.1, 8, 15, 1e-1),
+    *_falling(GAMMA, 1e-3, 0.1, 3, 15, 1e-1),
 )
-LAST = (  # from the best prices to the critical point there
-    *_falling(LAST_GAMMA, 1e-6, 0.2, 4, 60, 1e-2),
-    *_falling(LAST_GAMMA, SHARP, 0.2, 4, 60, 1e-4),
-)
-LARGE = 1_000  # pairs above which the closing solve, with its cold lower solves, is too slow
 LIMITED_FIRST = ((8.0, 80), (16.0, 60))  # gamma and steps, where capacities have limits
 LIMITED_AGAIN = ((8.0, 12), (16.0, 24))
 LONGER = 1.7  # times a convex-concave step; nearly halves their number, while twice loses its way
@@ -113,18 +103,6 @@ class Found:
             return self.state
         return (1.0 + SLACK) * prices.loading(model, self.state)[1]
 
-    def critical(self, model: TransitModel, tol: float = 0.0) -> Critical:
-        """The critical point of F_gamma at or near the design, to a tolerance. Without limits on the capacities."""
-        if self.point is not None:
-            return self.point
-        threadpoolctl = require("threadpoolctl", "transport", "the search for designs")
-        with threadpoolctl.threadpool_limits(1):
-            # the sharp start of the last stages is too hard for many paths
-            stages = DOWN if len(model.network.trips) > LARGE else LAST
-            point = prices.climb(model, self.state, stages, tol=tol).point
-        assert point is not None  # the last stages are sharp
-        return point
-
 
 def climb(
     model: TransitModel, capacity: Array, stages: tuple[tuple[float, int], ...]
@@ -160,7 +138,7 @@ def perturbed(capacity: Array, random: np.random.Generator, closes: bool) -> Arr
     return moved
 
 
-def attempt(model: TransitModel, state: Array, seed: int, trial: int) -> tuple[float, Array]:
+def attempt(model: TransitModel, state: Array, seed: int, trial: int, tol: float) -> Found:
     """One trial; profit ``-inf`` where the passengers' problem could not be solved on the way."""
     threadpoolctl = require("threadpoolctl", "transport", "the search for designs")
     random = np.random.default_rng(np.random.SeedSequence([seed, trial]))
@@ -168,12 +146,25 @@ def attempt(model: TransitModel, state: Array, seed: int, trial: int) -> tuple[f
     # one BLAS thread: as many as there are trials run at a time, and the sums are the same however many those are
     with threadpoolctl.threadpool_limits(1):
         if not model.limited:
-            return prices.climb(model, prices.perturbed(state, random, closes), AGAIN)[:2]
+            return _climbed(model, prices.perturbed(state, random, closes), AGAIN, tol)
         try:
             away = model.x_set.project(perturbed(state, random, closes))
-            return climb(model, away, LIMITED_AGAIN)
+            profit, state = climb(model, away, LIMITED_AGAIN)
+            return Found(state, profit)
         except LowerLevelError:
-            return -np.inf, state
+            return Found(state, -np.inf)
+
+
+def _climbed(
+    model: TransitModel,
+    price: Array,
+    stages: tuple[Stage, ...],
+    tol: float,
+    report: Callable[[float, Array], None] | None = None,
+) -> Found:
+    """A climb over prices, to a critical point."""
+    profit, price, point = prices.climb(model, price, stages, report, tol, LAST_GAMMA)
+    return Found(price, profit, point=point)
 
 
 def _first(
@@ -193,9 +184,7 @@ def _first(
         if start is not None:
             lower = model.lower(model.x_set.project(start), tol=ACCURACY)
             price = lower.duals["capacity"]
-        profit, price, point = prices.climb(model, price, _stages(model), report, tol)
-        small = len(model.network.trips) <= LARGE  # the closing solve goes on from a larger gamma
-        return Found(price, profit, point=None if small else point)
+        return _climbed(model, price, _stages(model), tol, report)
 
 
 def _stages(model: TransitModel) -> tuple[Stage, ...]:
@@ -278,11 +267,12 @@ def search(
             reached(found)
         while found.trials < trials:
             numbers = range(found.trials, min(found.trials + ROUND, trials))
-            tasks = [joblib.delayed(attempt)(model, found.state, seed, trial) for trial in numbers]
-            answers = _round(joblib, tasks, n_jobs)
-            profit, state = max(answers, key=lambda answer: answer[0])  # the first of equals
-            if profit > found.profit + 1e-9 * (1.0 + abs(found.profit)):
-                found = Found(state, profit)
+            tasks = [
+                joblib.delayed(attempt)(model, found.state, seed, trial, tol) for trial in numbers
+            ]
+            best = max(_round(joblib, tasks, n_jobs), key=lambda one: one.profit)  # first of equals
+            if best.profit > found.profit + 1e-9 * (1.0 + abs(found.profit)):
+                found = best
             found = replace(found, trials=numbers.stop)
             reached(found)
     except KeyboardInterrupt:
@@ -292,7 +282,7 @@ def search(
     return found
 
 
-def _round(joblib: Any, tasks: list[Any], n_jobs: int | None) -> list[tuple[float, Array]]:
+def _round(joblib: Any, tasks: list[Any], n_jobs: int | None) -> list[Found]:
     """Run the trials of a round, again where a worker died in it: a trial's answer depends on its number alone."""
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
@@ -313,7 +303,7 @@ def _identity(model: TransitModel, seed: int, start: Array | None, tol: float) -
     """Digest of everything that the result of a search depends on, but for the number of trials."""
     network = model.network
     digest = hashlib.sha256(
-        f"{seed} {tol} {ROUND} {_stages(model)} {AGAIN} {LIMITED_FIRST} {LIMITED_AGAIN}".encode()
+        f"{seed} {tol} {ROUND} {_stages(model)} {AGAIN} {LAST_GAMMA} {LIMITED_FIRST} {LIMITED_AGAIN}".encode()
     )
     for part in (
         network.tail,

@@ -13,7 +13,7 @@ import pytest
 
 import blocc
 from blocc.applications import transport
-from blocc.applications.transport import prices, reference, search
+from blocc.applications.transport import critical, prices, reference, search
 from blocc.applications.transport.model import TransitModel
 
 
@@ -92,10 +92,8 @@ def test_killed_search_resumes_to_the_same_design(tmp_path):
     assert again.profit == whole.profit
 
 
-def test_resumed_search_of_a_large_network_knows_its_critical_point(tmp_path, monkeypatch):
-    model = TransitModel(transport.load("nine_node"))
-    monkeypatch.setattr(search, "LARGE", 1)
-    checkpoint = tmp_path / "search.npz"
+def test_resumed_search_knows_its_critical_point(nine, tmp_path):
+    model, checkpoint = nine, tmp_path / "search.npz"
     found = search.search(model, trials=0, checkpoint=checkpoint)
     again = search.search(model, trials=0, resume=checkpoint)
     assert again.point.proof(model) == found.point.proof(model)
@@ -153,10 +151,10 @@ def test_ctrl_c_returns_the_best_so_far():
 
 
 def test_ctrl_c_on_the_way_to_the_critical_point_keeps_what_the_search_found(monkeypatch):
-    def stopped(found, model, tol=0.0):
+    def stopped(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(search.Found, "critical", stopped)
+    monkeypatch.setattr(critical.Settling, "run", stopped)
     network = transport.load("nine_node")
     plan = transport.design(network)
     assert plan.status is blocc.Status.INTERRUPTED

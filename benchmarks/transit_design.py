@@ -8,8 +8,9 @@ shown as *first*), and of the only run of the search; *peak_gb* is the memory of
 designs.md, designs.json and environment.json.
 
 ``--only SiouxFalls,Anaheim,ChicagoSketch`` designs road networks with synthetic costs and revenues, once each, from
-../shared/data/tntp, and ``--only first_prices`` Seville without trials from seven first prices of every link. CVXPY
-checks networks of up to 1,000 pairs.
+../shared/data/tntp, ``--only first_prices`` Seville without trials from seven first prices of every link, and
+``--only budgets`` Seville under budgets, without trials and with those of a default design. CVXPY checks networks of up
+to 1,000 pairs.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ CASES: dict[str, tuple[str, int]] = {
 }
 ROADS = ("SiouxFalls", "Anaheim", "ChicagoSketch")
 TNTP = Path(__file__).resolve().parents[2] / "shared" / "data" / "tntp"
+BUDGETS = (50.0, 100.0, 200.0, 300.0, 500.0)
 FIRST_PRICES = (0.03, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0)
 
 
@@ -99,6 +101,29 @@ def climbs() -> list[dict[str, Any]]:
     return rows
 
 
+def budgets() -> list[dict[str, Any]]:
+    """Seville under budgets; a first design, not shown, compiles or loads compiled code."""
+    network, rows = transport.load("seville"), []
+    _timed(network, starts=1, budget=BUDGETS[-1])
+    for budget in BUDGETS:
+        for starts in (0, None):
+            plan, wall, cpu = _timed(network, starts=starts, budget=budget)
+            rows.append(
+                {
+                    "budget": budget,
+                    "starts": plan.options["starts"],
+                    "profit": plan.profit,
+                    "checked": reference.profit(network, plan.capacity),
+                    "cost": plan.summary()["cost"],
+                    "status": plan.status.name,
+                    "stationarity": plan.result.certificate.stationarity,
+                    "wall": wall,
+                    "cpu": cpu,
+                }
+            )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -110,6 +135,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.only == "first_prices":
         rows = climbs()
+    elif arguments.only == "budgets":
+        rows = budgets()
     else:
         rows = [run(case, arguments.jobs) for case in arguments.only.split(",")]
     lines = ["| " + " | ".join(rows[0]) + " |", "|" + "---|" * len(rows[0])]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -28,6 +28,7 @@ from blocc.progress import Progress, Record
 from blocc.result import Result, Status
 
 from . import arc_flow, output
+from .budget import LARGE, alone, critical_capacity, unlimited
 from .model import TransitModel
 from .modules import round_to_modules
 from .network import Network
@@ -38,6 +39,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 LowerSolver = Literal["paths", "maxmin"]
 # Trials of the search by default, and no more than this over the number of pairs: more hardly gain.
 TRIALS, PAIRS = 12, 6_000
+LOST = 1e-3  # part of the search's profit that the closing solve under a budget may lose
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,14 +329,7 @@ def design(
     if lower == "paths":
 
         def searched(now: Found) -> None:
-            progress.row(
-                method="search",
-                gamma=np.nan,
-                penalized=np.nan,
-                response=-now.profit,
-                penalty=np.nan,
-                stationarity=np.nan,
-            )
+            _show(progress, "search", now.profit)
 
         with progress.timed("search"):
             found = search(
@@ -348,13 +343,14 @@ def design(
                 checkpoint=checkpoint,
                 resume=resume,
             )
-        # The climbs have been through the small gammas: only the last is left, and its certificate.
-        gamma = _last_gamma(model)
-        model.schedule = Schedule(start=gamma, limit=gamma)
+        closing = unlimited(model) if found.free else model
         if found.interrupted:
-            result = _interrupted(model, found, tol, progress)
+            result = _interrupted(closing, found, tol, progress)
         else:
-            result = _closed(model, found, tol, max_iterations, progress)
+            result = _closed(closing, found, tol, max_iterations, progress)
+            if not _affordable(model, result):  # the closing solve has led just beyond the budget
+                found = replace(found, state=found.capacity(model), free=False, point=None)
+                result = _closed(model, found, tol, max_iterations, progress)
             interrupted = result.status is Status.INTERRUPTED
             if on_failure == "raise" and not result.success and not interrupted:
                 raise SolveError(
@@ -504,15 +500,24 @@ def _closed(
     """The search's design led to a certificate: with limits by the core's solve, without by prices."""
     if not model.limited:
         return _by_prices(model, found, tol, progress)
+    # The climbs have been through the small gammas: only the last is left, and its certificate.
+    gamma = _last_gamma(model)
+    model.schedule = Schedule(start=gamma, limit=gamma)
+    results: list[Result] = []
     try:
-        return solve(
-            model,
-            found.state,
-            tol=tol,
-            max_iterations=max_iterations,
-            progress=progress,
-            on_failure="return",
-        )
+        for start in _starts(model, found, tol, progress):
+            after = solve(
+                model,
+                start,
+                tol=tol,
+                max_iterations=max_iterations,
+                progress=progress,
+                on_failure="return",
+            )
+            results.append(after)
+            if after.success and -after.objective >= (1.0 - LOST) * found.profit:
+                break
+        return min(results, key=lambda one: (not one.success, one.objective))
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, SolveInterrupted) and interrupt.result is not None:
             return interrupt.result
@@ -520,6 +525,26 @@ def _closed(
     except LowerLevelError as error:  # the search's design is an answer all the same
         result = _exactly(model, found.state, tol, Status.FEASIBLE, progress)
         return replace(result, message=f"{result.message} ({error})")
+
+
+def _show(progress: Progress, method: str, profit: float) -> None:
+    """A row of what is known on the way: the best profit."""
+    unknown = dict.fromkeys(("gamma", "penalized", "penalty", "stationarity"), np.nan)
+    progress.row(method=method, response=-profit, **unknown)
+
+
+def _starts(model: TransitModel, found: Found, tol: float, progress: Progress) -> Iterator[Floats]:
+    """Capacities at which the closing solve begins, a further one where it ends with less than the search's design."""
+    if alone(model) and len(model.network.trips) <= LARGE:
+
+        def report() -> None:
+            _show(progress, "critical", found.profit)
+
+        with progress.timed("critical point"):
+            near = critical_capacity(model, found.state, found.multiplier, tol, report)
+        if near is not None:
+            yield near
+    yield found.state
 
 
 def _interrupted(model: TransitModel, found: Found, tol: float, progress: Progress) -> Result:
@@ -606,9 +631,14 @@ def _best_answer(
     return min(answers, key=lambda one: one[0])
 
 
+def _affordable(model: TransitModel, result: Result) -> bool:
+    """Whether a result is within the budget, to rounding."""
+    return bool(model.network.capacity_cost @ result.x <= (1.0 + 1e-9) * model.budget)
+
+
 def _last_gamma(model: TransitModel) -> float:
     """Gamma of the closing solve and of what is certified at given capacities."""
-    return model.schedule.limit if model.limited else LAST_GAMMA
+    return model.schedule.limit if model.limited and not alone(model) else LAST_GAMMA
 
 
 def _exactly(

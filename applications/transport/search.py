@@ -1,9 +1,10 @@
 """Iterated local search over whole designs: perturb the best one, climb again, keep what earns more.
 
 The profit has many local optima, and where the homotopy in gamma ends depends on where it begins. Without limits on
-the capacities a climb goes over link prices (:mod:`blocc.applications.transport.prices`). With limits it is the cheap
-form of the homotopy: plain convex-concave steps at moderate gamma, which need only the passengers' answer, at a loose
-tolerance. The core's solve then starts from the best design found and certifies what it ends with.
+the capacities a climb goes over link prices (:mod:`blocc.applications.transport.prices`), and so it does where a
+budget is the only limit (:mod:`blocc.applications.transport.budget`). With others it is the cheap form of the homotopy:
+plain convex-concave steps at moderate gamma, which need only the passengers' answer, at a loose tolerance. Under a
+budget both are tried. The core's solve then starts from the best design found and certifies what it ends with.
 
 Trials come in rounds of a fixed size, all from the same incumbent, each with random numbers of its own. So the result
 does not depend on how many run at a time, and a killed search resumes to the same design.
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from blocc.applications.transport import prices
+from blocc.applications.transport import budget, prices
 from blocc.applications.transport.critical import Critical
 from blocc.applications.transport.model import SLACK, TransitModel
 from blocc.applications.transport.prices import Stage
@@ -28,7 +29,8 @@ from blocc.errors import InvalidInputError, LowerLevelError, require
 from blocc.result import read_archive, write_archive
 
 Array = np.ndarray[Any, Any]
-CHECKPOINT = "blocc-transport-search-3"
+CHECKPOINT = "blocc-transport-search-4"
+KEPT = ("profit", "trials", "free", "multiplier")  # of what a search knows, beside arrays
 SHOWN = 10  # steps of the first climb from one report to the next
 ROUND = 4  # trials that start from the same incumbent
 
@@ -89,6 +91,10 @@ class Found:
         Whether Ctrl-C ended it.
     point : Critical, optional
         The critical point that the climb to the design ended in, where that is known.
+    free : bool
+        Whether the budget, the only limit, does not bind: everything is as without limits.
+    multiplier : float
+        Of the budget, where it is the only limit and binds.
     """
 
     state: Array
@@ -96,21 +102,28 @@ class Found:
     trials: int = 0
     interrupted: bool = False
     point: Critical | None = None
+    free: bool = False
+    multiplier: float = 0.0
 
     def capacity(self, model: TransitModel) -> Array:
         """Capacities of the design, (links,)."""
-        if model.limited:
+        if model.limited and not self.free:
             return self.state
         return (1.0 + SLACK) * prices.loading(model, self.state)[1]
 
 
 def climb(
-    model: TransitModel, capacity: Array, stages: tuple[tuple[float, int], ...]
+    model: TransitModel,
+    capacity: Array,
+    stages: tuple[tuple[float, int], ...],
+    report: Callable[[], None] | None = None,
 ) -> tuple[float, Array]:
     """Convex-concave steps from some capacities; the profit and the capacities, trimmed, where they end."""
     warm = None
     for gamma, steps in stages:
         for _ in range(steps):
+            if report is not None:
+                report()
             lower = model.lower(capacity, tol=ACCURACY, warm=warm)
             warm = lower.warm
             after = model.convex_concave_step(capacity, gamma, lower, tol=ACCURACY)
@@ -138,21 +151,34 @@ def perturbed(capacity: Array, random: np.random.Generator, closes: bool) -> Arr
     return moved
 
 
-def attempt(model: TransitModel, state: Array, seed: int, trial: int, tol: float) -> Found:
+def attempt(model: TransitModel, found: Found, seed: int, trial: int, tol: float) -> Found:
     """One trial; profit ``-inf`` where the passengers' problem could not be solved on the way."""
     threadpoolctl = require("threadpoolctl", "transport", "the search for designs")
     random = np.random.default_rng(np.random.SeedSequence([seed, trial]))
-    closes = trial % 2 == 1
+    closes, state = trial % 2 == 1, found.state
     # one BLAS thread: as many as there are trials run at a time, and the sums are the same however many those are
     with threadpoolctl.threadpool_limits(1):
-        if not model.limited:
-            return _climbed(model, prices.perturbed(state, random, closes), AGAIN, tol)
+        if found.free or not model.limited:
+            free = budget.unlimited(model) if found.free else model
+            after = _climbed(free, prices.perturbed(state, random, closes), AGAIN, tol)
+            after = replace(after, free=found.free)
+            within = model.network.capacity_cost @ after.capacity(model) <= model.budget
+            return after if within else replace(after, profit=-np.inf)
         try:
             away = model.x_set.project(perturbed(state, random, closes))
-            profit, state = climb(model, away, LIMITED_AGAIN)
-            return Found(state, profit)
+            profit, capacity = climb(model, away, LIMITED_AGAIN)
+            if not budget.alone(model):
+                return Found(capacity, profit)
+            designs = budget.trial(model, state, found.multiplier, AGAIN, random, closes)
+            designs.add(profit, capacity, found.multiplier)
+            return _bound(designs)
         except LowerLevelError:
             return Found(state, -np.inf)
+
+
+def _bound(designs: budget.Designs) -> Found:
+    """The best design within a budget that binds."""
+    return Found(designs.capacity, designs.profit, multiplier=designs.multiplier)
 
 
 def _climbed(
@@ -176,15 +202,31 @@ def _first(
     """The first climb."""
     threadpoolctl = require("threadpoolctl", "transport", "the search for designs")
     with threadpoolctl.threadpool_limits(1):
-        if model.limited:
+        if model.limited and not budget.alone(model):
             first = model.relaxation(tol=ACCURACY).x if start is None else start
             profit, state = climb(model, model.x_set.project(first), LIMITED_FIRST)
             return Found(state, profit)
-        price = prices.first_prices(model)
+        price, designs = prices.first_prices(model), budget.Designs(model, report)
         if start is not None:
-            lower = model.lower(model.x_set.project(start), tol=ACCURACY)
+            start = model.x_set.project(start)
+            lower = model.lower(start, tol=ACCURACY)
             price = lower.duals["capacity"]
-        return _climbed(model, price, _stages(model), tol, report)
+            designs.add(-model.upper(start, lower.y), start, 0.0)
+        if not model.limited:
+            return _climbed(model, price, _stages(model), tol, report)
+        free = budget.unlimited(model)
+        found = replace(_climbed(free, price, _stages(model), tol, designs.look(0.0)), free=True)
+        spent = float(model.network.capacity_cost @ found.capacity(model))
+        if spent <= model.budget:
+            return found
+        budget.first(designs, price, spent, _stages(model))
+        _, beyond, multiplier = designs.beyond
+        designs.add(*climb(model, beyond, LIMITED_AGAIN, designs.show), multiplier)
+        if len(model.network.trips) <= budget.LARGE:
+            relaxed = model.relaxation(tol=ACCURACY).x if start is None else start
+            climbed = climb(model, model.x_set.project(relaxed), LIMITED_FIRST, designs.show)
+            designs.add(*climbed, designs.multiplier)
+        return _bound(designs)
 
 
 def _stages(model: TransitModel) -> tuple[Stage, ...]:
@@ -243,7 +285,7 @@ def search(
 
     def reached(now: Found) -> None:
         if checkpoint is not None:
-            meta = {"profit": now.profit, "trials": now.trials, "identity": identity}
+            meta = {name: getattr(now, name) for name in KEPT} | {"identity": identity}
             arrays = {"state": now.state} | _packed(now.point)
             write_archive(checkpoint, arrays, {"format": CHECKPOINT, **meta})
         if callback is not None:
@@ -267,9 +309,8 @@ def search(
             reached(found)
         while found.trials < trials:
             numbers = range(found.trials, min(found.trials + ROUND, trials))
-            tasks = [
-                joblib.delayed(attempt)(model, found.state, seed, trial, tol) for trial in numbers
-            ]
+            known = replace(found, point=None)  # which the trials do not need
+            tasks = [joblib.delayed(attempt)(model, known, seed, trial, tol) for trial in numbers]
             best = max(_round(joblib, tasks, n_jobs), key=lambda one: one.profit)  # first of equals
             if best.profit > found.profit + 1e-9 * (1.0 + abs(found.profit)):
                 found = best
@@ -303,7 +344,8 @@ def _identity(model: TransitModel, seed: int, start: Array | None, tol: float) -
     """Digest of everything that the result of a search depends on, but for the number of trials."""
     network = model.network
     digest = hashlib.sha256(
-        f"{seed} {tol} {ROUND} {_stages(model)} {AGAIN} {LAST_GAMMA} {LIMITED_FIRST} {LIMITED_AGAIN}".encode()
+        f"{seed} {tol} {ROUND} {_stages(model)} {AGAIN} {LAST_GAMMA} {LIMITED_FIRST} {LIMITED_AGAIN}"
+        f" {budget.CLIMBS} {budget.SPREAD}".encode()
     )
     for part in (
         network.tail,
@@ -350,4 +392,5 @@ def _resumed(path: str | os.PathLike[str], identity: str) -> Found:
             f"{path}: checkpoint of another network, seed, tolerance, version or other limits; "
             "start without resume"
         )
-    return Found(arrays["state"], meta["profit"], meta["trials"], point=_unpacked(arrays))
+    kept = {name: meta[name] for name in KEPT}
+    return Found(arrays["state"], point=_unpacked(arrays), **kept)

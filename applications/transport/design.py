@@ -517,6 +517,11 @@ def _closed(
             results.append(after)
             if after.success and -after.objective >= (1.0 - LOST) * found.profit:
                 break
+        if alone(model) and not any(one.success for one in results):
+            gamma = TransitModel.schedule.limit  # a smaller one is easier
+            model.schedule = Schedule(start=gamma, limit=gamma)
+            options = {"tol": tol, "max_iterations": max_iterations, "on_failure": "return"}
+            results.append(solve(model, found.state, progress=progress, **options))
         return min(results, key=lambda one: (not one.success, one.objective))
     except KeyboardInterrupt as interrupt:
         if isinstance(interrupt, SolveInterrupted) and interrupt.result is not None:

@@ -113,3 +113,10 @@ def test_ctrl_c_during_the_climbs_keeps_a_design_within_the_budget():
     assert network.capacity_cost @ plan.capacity <= 45.0 * (1 + 1e-9)
     assert plan.profit > 5
     assert reference.profit(network, plan.capacity) == pytest.approx(plan.profit, rel=1e-6)
+
+
+@pytest.mark.parametrize("limit", [22.452, 74.84])
+def test_designs_that_a_large_gamma_leaves_uncertified_are_certified_at_a_smaller_one(limit):
+    plan = transport.design(transport.load("nine_node"), starts=0, budget=limit)
+    assert plan.result.success
+    assert plan.result.certificate.ok(1e-6)

@@ -7,7 +7,8 @@ Psi, where a minimum cannot be, and smoothed peaks are saddles that hold Newton'
 is exact, every pair on its shortest path; what its steps see, one smooth piece of it, lies above it. And
 
 * prices are bounded by zero itself, most at a minimum are there: a step solves the bounded quadratic problem;
-* links on which the operator has next to nobody are closed for good, and their paths forgotten;
+* links on which the operator has next to nobody are closed, and their paths forgotten; those that a convex-concave
+  step would open again, at the lowest prices that keep passengers off, are opened in further rounds;
 * where the difference is indefinite, curvature counts by its size (Dauphin et al. 2014, saddle-free Newton), relative
   to that of the convex part: directions that lead off a saddle are long ones.
 
@@ -46,7 +47,7 @@ SETTLED = (
     0.1  # part of the barrier's own size at which the decrease that a step promises ends a stage
 )
 NEW = 1e-3  # part of the paths that may be new in the step that ends it
-LEAST = 1e-4  # flow, in typical trips, at which the operator closes a link
+LEAST = 1e-4  # flow, in typical trips of pairs that can earn something, at which the operator closes a link
 SPARE = 1e-9  # capacity that every link has in addition, in typical trips: bounds the prices of links without flow
 SMALL = 3e-3  # price below which a link without need of one begins at zero
 FLOOR, LEAST_FLOOR, MOST_FLOOR = 1e-2, 1e-6, 0.5  # of the relative curvature: first, and its limits
@@ -58,6 +59,11 @@ ALONE = 1e30  # weight of a pair's only path
 TRACE = 1e-6  # part of a pair's trips below which a path has only the barrier's trace of a flow
 UNUSED = 1e-200  # weight of a path without flow
 FITS = 3  # Newton steps of the flows alone at a critical point
+REOPENINGS = 6  # rounds of opening closed links that the operator would use
+REOPENED, AJAR = (
+    1e-6,
+    1e-3,
+)  # gauge to which one goes back; what it takes off the links' prices, relative
 
 
 class Proof(NamedTuple):
@@ -110,6 +116,8 @@ class Critical(NamedTuple):
         :func:`blocc.certificate.predicted_decrease`.
         """
         network, paths, gamma = model.network, model.paths, self.gamma
+        if not np.all((self.price >= 0) & np.isfinite(self.price)):
+            return Proof(np.inf, np.inf, np.inf, np.nan, np.nan)
 
         def gap(flow: Array, utility: Array, price: Array) -> tuple[float, float, Array]:
             _, load, carried = _shrunk(*self.paths, flow, self.capacity, network.trips)
@@ -195,6 +203,10 @@ class Settling:
         self.closed = np.zeros(len(price), dtype=bool)
         self.below = np.ones(len(self.network.trips))
         self.floor = FLOOR
+        # pairs with which nothing can be earned would close links that others pay for
+        worth = model.network.revenue > model.paths.distances(model.network.capacity_cost)
+        trips = np.where(worth, model.network.trips, 0.0)
+        self.least = LEAST * float(np.sum(trips**2) / max(np.sum(trips), 1e-300))
         utility = self.network.alternative_time
         self.utilities = utility, utility + self.network.revenue / gamma
 
@@ -218,7 +230,8 @@ class Settling:
             The best on the way, and what proves it.
         """
         best: tuple[Critical, Proof] | None = None
-        while best is None or (gauge > LAST and best[1].residual > tol):
+        rounds = 0
+        while True:
             gauge *= FALL
             self._settle(gauge, report)
             if gauge > SHARP:
@@ -227,7 +240,12 @@ class Settling:
             # rounding has a say: not always the last
             if best is None or found[1].stationarity < best[1].stationarity:
                 best = found
-        return best
+            if best[1].residual <= tol:
+                return best
+            if rounds < REOPENINGS and self._reopen(found[0].price):
+                gauge, rounds = REOPENED, rounds + 1
+            elif gauge <= LAST:
+                return best
 
     def _settle(self, gauge: float, report: Callable[[Array], None] | None) -> None:
         """Steps at one gauge."""
@@ -295,7 +313,7 @@ class Settling:
 
     def _close(self, here: _Here) -> None:
         """Close links where the operator has next to nobody, and further ones where those have been in a row."""
-        generated, least = self.generated, LEAST * self.generated.typical
+        generated, least = self.generated, self.least
         if not len(generated):
             return
         costly = np.zeros(len(generated))
@@ -389,7 +407,7 @@ class Settling:
     def critical(self) -> tuple[Critical, Proof]:
         """The critical point that the prices tell, without the barrier's traces, and its proof.
 
-        Closed links get the lowest prices that keep everybody off, with and without the operator's money.
+        Closed links get the lowest prices that keep everybody off.
         """
         generated = self.generated
         here = self._evaluate(self.price)
@@ -442,17 +460,27 @@ class Settling:
         return point._replace(flow=generated.scaled(after, carried))
 
     def closing_price(self) -> Array:
-        """Prices, those of closed links as low as keeps everybody off, with and without the operator's money."""
-        network, price, closed = self.network, self.price, self.closed
-        cost = network.travel_time + self.price
-        for utility, extra in zip(
-            self.utilities, (0.0, network.capacity_cost / self.gamma), strict=True
-        ):
-            reached = self.model.paths.distances(np.where(closed, np.inf, cost + extra))
-            reached = np.where(np.isfinite(reached), reached, utility + CUTOFF)
-            closing = self.model.paths.closed_prices(cost + extra, closed, reached)
-            price = np.maximum(price, self.price + closing)
-        return price
+        """Prices, those of closed links as low as keeps everybody off without the operator's money.
+
+        The lowest: with more, a convex-concave step that opens a link would promise less than it gains.
+        """
+        cost = self.network.travel_time + self.price
+        reached = self.model.paths.distances(np.where(self.closed, np.inf, cost))
+        reached = np.where(np.isfinite(reached), reached, self.utilities[0] + CUTOFF)
+        closing = self.model.paths.closed_prices(cost, self.closed, reached)
+        return self.price + closing
+
+    def _reopen(self, price: Array) -> bool:
+        """Open the closed links that the operator would use at some prices; whether there are any."""
+        network = self.network
+        cost = network.travel_time + price + network.capacity_cost / self.gamma
+        length, pair, start, links = self.model.paths.shortest_paths(cost)
+        flow = network.trips[pair] * expit(self.utilities[1][pair] - length[pair])
+        load = np.bincount(links, np.repeat(flow, np.diff(start)), minlength=len(price))
+        opened = self.closed & (load > self.least)
+        self.closed = self.closed & ~opened
+        self.price = np.where(opened, (1.0 - AJAR) * price, self.price)
+        return bool(np.any(opened))
 
 
 def _symmetric(lower: Array) -> Array:

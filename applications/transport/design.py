@@ -29,6 +29,7 @@ from blocc.result import Result, Status
 
 from . import arc_flow, output
 from .budget import LARGE, alone, critical_capacity, unlimited
+from .critical import Critical
 from .model import TransitModel
 from .modules import round_to_modules
 from .network import Network
@@ -39,6 +40,7 @@ Floats = np.ndarray[Any, np.dtype[np.float64]]
 LowerSolver = Literal["paths", "maxmin"]
 # Trials of the search by default, and no more than this over the number of pairs: more hardly gain.
 TRIALS, PAIRS = 12, 6_000
+MOVED = 0.05  # of the largest capacity, from a critical point to a design that is called near it
 LOST = 1e-3  # part of the search's profit that the closing solve under a budget may lose
 
 
@@ -279,7 +281,7 @@ def design(
     seed : int
         Of the search's random numbers.
     max_iterations : int
-        Accepted outer iterations of the solve that follows the search, at most.
+        Accepted outer iterations, at most, of the solve that follows the search where there are limits.
     verbose, callback, on_failure
         As in :func:`blocc.minimize`.
     checkpoint : path, optional
@@ -499,7 +501,10 @@ def _closed(
 ) -> Result:
     """The search's design led to a certificate: with limits by the core's solve, without by prices."""
     if not model.limited:
-        return _by_prices(model, found, tol, progress)
+        try:
+            return _by_prices(model, found, tol, progress)
+        except KeyboardInterrupt:
+            return _by_prices(model, found, tol, progress, interrupted=True)
     # The climbs have been through the small gammas: only the last is left, and its certificate.
     gamma = _last_gamma(model)
     model.schedule = Schedule(start=gamma, limit=gamma)
@@ -586,12 +591,12 @@ def _by_prices(
         moved=moved,
         response_objective=objective,
         response_violation=0.0,
-        penalized_objective=objective if proof is None else proof.value,
+        penalized_objective=_penalized(model, capacity, lower, proven.objective, point),
         bound=bound,
         bound_gap=None if bound is None else (objective - bound) / (1.0 + abs(objective)),
     )
     # the returned design was reached from the critical point: without loss, or nothing is said
-    lost = proof is None or objective > proof.response + tol * (1.0 + abs(proof.response))
+    lost = proof is None or not objective <= proof.response + tol * (1.0 + abs(proof.response))
     if interrupted:
         status = Status.INTERRUPTED
     elif not certificate.lower_ok(tol):
@@ -599,9 +604,12 @@ def _by_prices(
     elif certificate.optimal(tol):
         status = Status.OPTIMAL
     else:
-        status = Status.IMPROVED if certificate.ok(tol) and not lost else Status.FEASIBLE
+        near = not lost and moved <= MOVED
+        status = Status.IMPROVED if certificate.ok(tol) and near else Status.FEASIBLE
     message = status.value
-    if status is Status.FEASIBLE:
+    if status is Status.FEASIBLE and certificate.ok(tol):
+        message += f" (the critical point is too far away: moved {moved:.1e})"
+    elif status is Status.FEASIBLE:
         message += f" (residual {certificate.stationarity:.1e})"
     progress.timings["total"] = progress.seconds
     return Result(
@@ -617,6 +625,20 @@ def _by_prices(
         timings=dict(progress.timings),
         message=message,
     )
+
+
+def _penalized(
+    model: TransitModel, capacity: Floats, lower: Saddle, value: float, point: Critical | None
+) -> float:
+    """Proven lower bound on F_gamma at some capacities, by the passengers' prices and value there; f without gamma."""
+    network = model.network
+    cost, revenue = network.capacity_cost, network.revenue
+    if point is None:
+        return model.upper(capacity, lower.y)
+    utility = network.alternative_time + revenue / point.gamma
+    price = lower.duals["capacity"] + cost / point.gamma
+    gain = model.paths.dual_value(price, capacity, utility) - value
+    return float(cost @ capacity - network.trips @ revenue + point.gamma * gain)
 
 
 def _best_answer(
@@ -642,7 +664,7 @@ def _affordable(model: TransitModel, result: Result) -> bool:
 
 
 def _last_gamma(model: TransitModel) -> float:
-    """Gamma of the closing solve and of what is certified at given capacities."""
+    """Gamma of the closing solve under limits and of what is certified at given capacities."""
     return model.schedule.limit if model.limited and not alone(model) else LAST_GAMMA
 
 

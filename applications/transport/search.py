@@ -4,7 +4,8 @@ The profit has many local optima, and where the homotopy in gamma ends depends o
 the capacities a climb goes over link prices (:mod:`blocc.applications.transport.prices`), and so it does where a
 budget is the only limit (:mod:`blocc.applications.transport.budget`). With others it is the cheap form of the homotopy:
 plain convex-concave steps at moderate gamma, which need only the passengers' answer, at a loose tolerance. Under a
-budget both are tried. The core's solve then starts from the best design found and certifies what it ends with.
+budget both are tried. With limits the core's solve then starts from the best design found and certifies what it ends
+with; without, each climb ends in a critical point that prices and flows prove.
 
 Trials come in rounds of a fixed size, all from the same incumbent, each with random numbers of its own. So the result
 does not depend on how many run at a time, and a killed search resumes to the same design.
@@ -259,7 +260,7 @@ def search(
     start : array, (links,), optional
         Where the first climb begins. Default: low prices everywhere, or the relaxation's capacities.
     tol : float
-        Of the critical point's certificate: ends the first climb early where it is met. Unused with limits.
+        Of the critical points' proofs, which end the climbs. Unused with limits.
     callback : callable, optional
         Called with the best so far: during the first climb, after it and after every round.
     checkpoint : path, optional

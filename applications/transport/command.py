@@ -116,7 +116,9 @@ def design(
     ] = "paths",
     tol: Annotated[float, typer.Option(help="Relative tolerance of the certificate.")] = 1e-6,
     seed: Seed = 0,
-    max_iterations: Annotated[int, typer.Option(min=1, help="Outer iterations at most.")] = 2000,
+    max_iterations: Annotated[
+        int, typer.Option(min=1, help="Outer iterations at most, where there are limits.")
+    ] = 2000,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue from the checkpoint in --out.")
     ] = False,

@@ -41,7 +41,7 @@ from blocc.applications.transport.paths import (
 Array = np.ndarray[Any, Any]
 
 FALL = 0.2  # of the gauge from one stage to the next
-SHARP, LAST = 2e-9, 1e-12  # gauge from which on a proof is tried, and the last
+SHARP, LAST = 3e-9, 1e-12  # gauge from which on a proof is tried, and the last
 STEPS = 60  # at one gauge
 SETTLED = (
     0.1  # part of the barrier's own size at which the decrease that a step promises ends a stage

@@ -191,6 +191,12 @@ def climb(
         if now > profit:
             profit, best = now, here
 
+    def settled(here: Array) -> None:
+        nonlocal best
+        reached(here)
+        if loading(model, here)[0] >= profit - 1e-9 * (1.0 + abs(profit)):
+            best = here  # closed links at the lowest prices, which trials open more easily
+
     smooth = Smooth(model, price)
     for stage in stages:
         for here in smooth.steps(stage):
@@ -200,11 +206,11 @@ def climb(
     last = stages[-1]
     settling = Settling(model, last.gamma, smooth.price, smooth.generated.paths, smooth.passengers)
     point, proof = settling.run(last.gauge, tol, reached)
-    reached(point.price)
+    settled(point.price)
     if gamma is not None and gamma != last.gamma:
         settling = Settling(model, gamma, point.price, point.paths, point.flow)
         later, proven = settling.run(LAST_GAUGE, tol, reached)
-        reached(later.price)
+        settled(later.price)
         if proven.residual <= max(tol, proof.residual):
             point = later
     return Climb(profit, best, point)

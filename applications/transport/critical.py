@@ -206,7 +206,8 @@ class Settling:
         # pairs with which nothing can be earned would close links that others pay for
         worth = model.network.revenue > model.paths.distances(model.network.capacity_cost)
         trips = np.where(worth, model.network.trips, 0.0)
-        self.least = LEAST * float(np.sum(trips**2) / max(np.sum(trips), 1e-300))
+        typical = np.sum(trips**2) / np.sum(trips) if np.any(trips) else self.generated.typical
+        self.least = LEAST * float(typical)
         utility = self.network.alternative_time
         self.utilities = utility, utility + self.network.revenue / gamma
 

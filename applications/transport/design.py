@@ -41,6 +41,7 @@ LowerSolver = Literal["paths", "maxmin"]
 # Trials of the search by default, and no more than this over the number of pairs: more hardly gain.
 TRIALS, PAIRS = 12, 6_000
 MOVED = 0.05  # of the largest capacity, from a critical point to a design that is called near it
+NOTHING = 1e-9  # part of the largest capacity that a link has which is built
 LOST = 1e-3  # part of the search's profit that the closing solve under a budget may lose
 
 
@@ -182,7 +183,7 @@ class Design:
             "trips_served": served,
             "share_served": served / trips if trips > 0 else 0.0,
             "links": len(network.link_id),
-            "links_built": int(np.count_nonzero(self.capacity)),
+            "links_built": int(np.sum(self.capacity > NOTHING * np.max(self.capacity))),
             "links_at_capacity": int(
                 np.sum((self.capacity > 0) & (self.answer.flow >= (1 - 1e-5) * self.capacity))
             ),
@@ -499,10 +500,20 @@ def _modules(network: Network, module: Any) -> Floats:
 def _closed(
     model: TransitModel, found: Found, tol: float, max_iterations: int, progress: Progress
 ) -> Result:
-    """The search's design led to a certificate: with limits by the core's solve, without by prices."""
+    """The search's design led to a certificate: with limits by the core's solve, without by prices where they do."""
+    options = {"tol": tol, "max_iterations": max_iterations, "on_failure": "return"}
     if not model.limited:
         try:
-            return _by_prices(model, found, tol, progress)
+            proven = _by_prices(model, found, tol, progress)
+            if proven.success or len(model.network.trips) > LARGE:
+                return proven
+            # the best prices were on the way, far from where the climb ended
+            model.schedule = Schedule(start=LAST_GAMMA, limit=LAST_GAMMA)
+            try:
+                after = solve(model, found.capacity(model), progress=progress, **options)
+            except LowerLevelError:
+                return proven
+            return after if after.success else proven
         except KeyboardInterrupt:
             return _by_prices(model, found, tol, progress, interrupted=True)
     # The climbs have been through the small gammas: only the last is left, and its certificate.
@@ -511,21 +522,13 @@ def _closed(
     results: list[Result] = []
     try:
         for start in _starts(model, found, tol, progress):
-            after = solve(
-                model,
-                start,
-                tol=tol,
-                max_iterations=max_iterations,
-                progress=progress,
-                on_failure="return",
-            )
+            after = solve(model, start, progress=progress, **options)
             results.append(after)
             if after.success and -after.objective >= (1.0 - LOST) * found.profit:
                 break
         if alone(model) and not any(one.success for one in results):
             gamma = TransitModel.schedule.limit  # a smaller one is easier
             model.schedule = Schedule(start=gamma, limit=gamma)
-            options = {"tol": tol, "max_iterations": max_iterations, "on_failure": "return"}
             results.append(solve(model, found.state, progress=progress, **options))
         return min(results, key=lambda one: (not one.success, one.objective))
     except KeyboardInterrupt as interrupt:
@@ -577,9 +580,9 @@ def _by_prices(
         objective, capacity, lower = _best_answer(model, starts, tol)
         proven = model.residuals(capacity, lower.y, lower.duals)
         bound = model.relaxation(tol=tol).bound
-    moved = 0.0
+    moved = away = 0.0
     if point is not None:
-        away = np.max(np.abs(capacity - point.capacity))
+        away = float(np.max(np.abs(capacity - point.capacity)))
         moved = float(away / (1.0 + np.max(point.capacity)))
     certificate = Certificate(
         lower_gap=proven.gap,
@@ -604,7 +607,7 @@ def _by_prices(
     elif certificate.optimal(tol):
         status = Status.OPTIMAL
     else:
-        near = not lost and moved <= MOVED
+        near = not lost and point is not None and away <= MOVED * np.max(point.capacity)
         status = Status.IMPROVED if certificate.ok(tol) and near else Status.FEASIBLE
     message = status.value
     if status is Status.FEASIBLE and certificate.ok(tol):

@@ -111,4 +111,6 @@ class GeneratedPaths:
     def load(self, flow: Array) -> Array:
         """Link flows of path flows, (links,)."""
         _, start, links = self.paths
-        return np.bincount(links, np.repeat(flow, np.diff(start)), minlength=self.search.links)
+        weights = np.repeat(flow, np.diff(start))
+        # without paths the count is of integers
+        return np.bincount(links, weights, minlength=self.search.links).astype(np.float64)

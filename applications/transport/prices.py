@@ -113,7 +113,9 @@ def trimmed(model: TransitModel, start: Mapping[str, Array]) -> Array:
 
 def _load(model: TransitModel, start: Array, links: Array, flow: Array) -> Array:
     """Link flows of path flows."""
-    return np.bincount(links, np.repeat(flow, np.diff(start)), minlength=model.paths.links)
+    weights = np.repeat(flow, np.diff(start))
+    # without paths the count is of integers
+    return np.bincount(links, weights, minlength=model.paths.links).astype(np.float64)
 
 
 def _own(model: TransitModel, price: Array) -> Array:

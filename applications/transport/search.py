@@ -163,7 +163,7 @@ def attempt(model: TransitModel, found: Found, seed: int, trial: int, tol: float
             free = budget.unlimited(model) if found.free else model
             after = _climbed(free, prices.perturbed(state, random, closes), AGAIN, tol)
             after = replace(after, free=found.free)
-            within = model.network.capacity_cost @ after.capacity(model) <= model.budget
+            within = _spent(model, after.state) <= model.budget
             return after if within else replace(after, profit=-np.inf)
         try:
             away = model.x_set.project(perturbed(state, random, closes))
@@ -175,6 +175,11 @@ def attempt(model: TransitModel, found: Found, seed: int, trial: int, tol: float
             return _bound(designs)
         except LowerLevelError:
             return Found(state, -np.inf)
+
+
+def _spent(model: TransitModel, price: Array) -> float:
+    """What the design that some prices make costs."""
+    return float(model.network.capacity_cost @ prices.loading(model, price)[1])
 
 
 def _bound(designs: budget.Designs) -> Found:
@@ -217,7 +222,7 @@ def _first(
             return _climbed(model, price, _stages(model), tol, report)
         free = budget.unlimited(model)
         found = replace(_climbed(free, price, _stages(model), tol, designs.look(0.0)), free=True)
-        spent = float(model.network.capacity_cost @ found.capacity(model))
+        spent = _spent(model, found.state)
         if spent <= model.budget:
             return found
         budget.first(designs, price, spent, _stages(model))

@@ -211,10 +211,24 @@ def test_pairs_that_earn_nothing_do_not_close_links_for_others():
 
 def test_design_far_from_its_critical_point_is_not_called_improved(monkeypatch):
     network = transport.load("nine_node")
-    monkeypatch.setattr(design_module, "MOVED", 1e-9)
+    for name, value in (("MOVED", 1e-9), ("LARGE", 1)):
+        monkeypatch.setattr(design_module, name, value)
     plan = transport.design(network, starts=0, on_failure="return")
     assert plan.status.name == "FEASIBLE"
     assert "too far away: moved" in plan.result.message
+
+
+@pytest.mark.parametrize("seed", [80, 86, 138])
+def test_design_far_from_its_critical_point_is_led_on_to_one_of_its_own(seed):
+    network = random_network(seed)
+    model = TransitModel(network)
+    searched = search.search(model, trials=12)
+    plan = transport.design(network, starts=12)
+    assert plan.result.certificate.ok(1e-6)
+    assert plan.profit >= 0.999 * searched.profit
+    away = np.max(np.abs(searched.capacity(model) - searched.point.capacity))
+    assert away > 0.05 * np.max(searched.point.capacity)  # its own point is far
+    assert reference.profit(network, plan.capacity) == pytest.approx(plan.profit, rel=1e-4)
 
 
 def test_ctrl_c_in_the_certificate_keeps_the_design(monkeypatch):

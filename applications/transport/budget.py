@@ -17,7 +17,7 @@ import numpy as np
 
 from blocc.applications.transport import prices
 from blocc.applications.transport.model import TransitModel
-from blocc.applications.transport.prices import Stage
+from blocc.applications.transport.prices import LAST_GAMMA, Stage
 from blocc.errors import LowerLevelError
 
 Array = np.ndarray[Any, Any]
@@ -28,7 +28,10 @@ STEP = 0.5  # first change of ``1 + multiplier``, relative, while all designs ar
 FARTHEST = 0.1  # change of ``1 + multiplier`` from one critical point to the next, relative
 LEAST = 0.1  # of a bracket that a new multiplier leaves on either side
 LARGE = 1_000  # pairs above which more than one passengers' problem after the other takes too long
-LAST = (Stage(64.0, 1e-6, 60, 1e-2), Stage(64.0, 2e-7, 60, 1e-2))  # to critical points near by
+LAST = (
+    Stage(LAST_GAMMA, 1e-6, 60, 1e-2),
+    Stage(LAST_GAMMA, 2e-7, 60, 1e-2),
+)  # to critical points near by
 CRITICAL = 10  # critical points on the way to the one that spends the budget
 SPENT = 1e-6  # part of the budget to which it does
 NEAR = 1e-3  # part of the budget within which spending no longer jumps

@@ -17,7 +17,7 @@ With a = the operator's flows, what a convex-concave step promises is zero: what
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from scipy.linalg.lapack import dpotrf, dpotrs
 from scipy.special import expit
 
 from blocc.applications.transport.compiled import compiled
-from blocc.applications.transport.generated import GeneratedPaths, PathList
+from blocc.applications.transport.generated import GeneratedPaths, PathList, link_flows
 from blocc.applications.transport.model import TransitModel
 from blocc.applications.transport.paths import (
     CUTOFF,
@@ -43,9 +43,8 @@ Array = np.ndarray[Any, Any]
 FALL = 0.2  # of the gauge from one stage to the next
 SHARP, LAST = 3e-9, 1e-12  # gauge from which on a proof is tried, and the last
 STEPS = 60  # at one gauge
-SETTLED = (
-    0.1  # part of the barrier's own size at which the decrease that a step promises ends a stage
-)
+# Part of the barrier's own gap at which what a step promises ends a stage; from SHARP on also what flows are apart.
+SETTLED = 0.1
 NEW = 1e-3  # part of the paths that may be new in the step that ends it
 LEAST = 1e-4  # flow, in typical trips of pairs that can earn something, at which the operator closes a link
 SPARE = 1e-9  # capacity that every link has in addition, in typical trips: bounds the prices of links without flow
@@ -60,10 +59,8 @@ TRACE = 1e-6  # part of a pair's trips below which a path has only the barrier's
 UNUSED = 1e-200  # weight of a path without flow
 FITS = 3  # Newton steps of the flows alone at a critical point
 REOPENINGS = 6  # rounds of opening closed links that the operator would use
-REOPENED, AJAR = (
-    1e-6,
-    1e-3,
-)  # gauge to which one goes back; what it takes off the links' prices, relative
+REOPENED = 1e-6  # gauge to which they go back
+AJAR = 1e-3  # part of the links' prices that is taken off
 
 
 class Proof(NamedTuple):
@@ -212,7 +209,7 @@ class Settling:
         self.utilities = utility, utility + self.network.revenue / gamma
 
     def run(
-        self, gauge: float, tol: float, report: Callable[[Array], None] | None = None
+        self, gauge: float, tol: float, report: Callable[[Array], object] | None = None
     ) -> tuple[Critical, Proof]:
         """Follow the minimum as the gauge falls, until it is proven critical to a tolerance.
 
@@ -248,7 +245,7 @@ class Settling:
             elif gauge <= LAST:
                 return best
 
-    def _settle(self, gauge: float, report: Callable[[Array], None] | None) -> None:
+    def _settle(self, gauge: float, report: Callable[[Array], object] | None) -> None:
         """Steps at one gauge."""
         self.gauge = gauge
         self._generate()
@@ -335,9 +332,14 @@ class Settling:
 
     def _weights(self, here: _Here) -> Array:
         """Of the passengers' paths, from primal-dual estimates within reach of the barrier's own flows."""
-        guess = np.where(np.isnan(self.estimate), here.flow, self.estimate)
-        guess = np.clip(guess, here.flow / RATIO, RATIO * here.flow)
+        guess = within_reach(self.estimate, here.flow)
         return guess * here.flow / (self.gauge * self.generated.room)
+
+    def _lists(self, free: Array) -> tuple[Array, ...]:
+        """The paths by pair, and which row each free link is."""
+        index = np.full(len(free), -1)
+        index[free] = np.arange(np.sum(free))
+        return (self.generated.pair_start, *self.generated.paths[1:], index)
 
     def _step(self) -> tuple[float, _Here]:
         """One step; the decrease that it promises, and where it leads (0 and here: nowhere)."""
@@ -347,10 +349,7 @@ class Settling:
         free = ((price > 0) | (down > 0)) & (here.load[0] > 0)
         if not np.any(free):
             return 0.0, here
-        index = np.full(len(price), -1)
-        index[free] = np.arange(np.sum(free))
-        lists = (generated.pair_start, *generated.paths[1:], index)
-        weight = self._weights(here)
+        lists, weight = self._lists(free), self._weights(here)
         alone = np.zeros(len(generated))
         alone[here.chosen] = ALONE
         convex, concave = (
@@ -377,11 +376,8 @@ class Settling:
             self.floor = max(FALL * self.floor, LEAST_FLOOR)
         elif length < 0.5:
             self.floor = min(4.0 * self.floor, MOST_FLOOR)
-        flow, margin = here.flow, here.margin
-        nothing = np.zeros(len(generated.trips)), np.zeros(len(flow))
-        system = weight, expit(-margin), generated.trips * expit(margin)
         taken = min(length, 1.0) * move
-        self.estimate = np.maximum(flow + _pair_solve(*lists, *system, *nothing, taken)[0], 0.0)
+        self.estimate = followed(lists, generated.trips, here.flow, here.margin, weight, taken)
         self.price = np.maximum(price + length * change, 0.0)
         return promised, there
 
@@ -442,21 +438,16 @@ class Settling:
         generated, flow = self.generated, point.flow
         used, free = flow > 0, (self.price > 0) & (here.load[0] > 0)
         weight = np.where(used, flow * here.flow / (self.gauge * generated.room), UNUSED)
-        share = expit(here.margin)
-        index = np.full(len(free), -1)
-        index[free] = np.arange(np.sum(free))
-        lists = (generated.pair_start, *generated.paths[1:], index)
-        matrix = _assemble(*lists, weight, generated.trips * share * (1.0 - share), np.sum(free))
+        lists, elasticity = self._lists(free), expit(here.margin) * expit(-here.margin)
+        matrix = _assemble(*lists, weight, generated.trips * elasticity, np.sum(free))
         np.einsum("ii->i", matrix)[:] *= 1.0 + REGULAR
         factor, failed = dpotrf(matrix.T, lower=0) if np.any(free) else (matrix, 1)
         if failed:
             return point
         over = (generated.load(flow) - point.capacity)[free]
         change = dpotrs(factor, over, lower=0)[0]
-        nothing = np.zeros(len(generated.trips)), np.zeros(len(flow))
-        system = weight, 1.0 - share, generated.trips * share
-        after = flow + _pair_solve(*lists, *system, *nothing, change)[0]
-        after = np.where(used, np.maximum(after, 0.0), 0.0)
+        after = followed(lists, generated.trips, flow, here.margin, weight, change)
+        after = np.where(used, after, 0.0)
         carried = np.add.reduceat(flow, generated.pair_start[:-1])
         return point._replace(flow=generated.scaled(after, carried))
 
@@ -477,11 +468,28 @@ class Settling:
         cost = network.travel_time + price + network.capacity_cost / self.gamma
         length, pair, start, links = self.model.paths.shortest_paths(cost)
         flow = network.trips[pair] * expit(self.utilities[1][pair] - length[pair])
-        load = np.bincount(links, np.repeat(flow, np.diff(start)), minlength=len(price))
+        load = link_flows(start, links, flow, len(price))
         opened = self.closed & (load > self.least)
         self.closed = self.closed & ~opened
         self.price = np.where(opened, (1.0 - AJAR) * price, self.price)
         return bool(np.any(opened))
+
+
+def within_reach(guess: Array, own: Array) -> Array:
+    """Primal-dual estimates no farther than RATIO from the barrier's own values, which stand for unknown ones."""
+    guess = np.where(np.isnan(guess), own, guess)
+    reached: Array = np.clip(guess, own / RATIO, RATIO * own)
+    return reached
+
+
+def followed(
+    lists: Sequence[Array], trips: Array, flow: Array, margin: Array, weight: Array, change: Array
+) -> Array:
+    """Path flows of one D after a change of prices, to first order: the next primal-dual estimate."""
+    nothing = np.zeros(len(trips)), np.zeros(len(flow))
+    system = weight, expit(-margin), trips * expit(margin)
+    after: Array = np.maximum(flow + _pair_solve(*lists, *system, *nothing, change)[0], 0.0)
+    return after
 
 
 def _symmetric(lower: Array) -> Array:

@@ -33,8 +33,8 @@ from .critical import Critical
 from .model import TransitModel
 from .modules import round_to_modules
 from .network import Network
-from .prices import answer, trimmed
-from .search import LAST_GAMMA, Found, search
+from .prices import LAST_GAMMA, answer, trimmed
+from .search import Found, search
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 LowerSolver = Literal["paths", "maxmin"]
@@ -504,18 +504,9 @@ def _closed(
     options = {"tol": tol, "max_iterations": max_iterations, "on_failure": "return"}
     if not model.limited:
         try:
-            proven = _by_prices(model, found, tol, progress)
-            if proven.success or len(model.network.trips) > LARGE:
-                return proven
-            # the best prices were on the way, far from where the climb ended
-            model.schedule = Schedule(start=LAST_GAMMA, limit=LAST_GAMMA)
-            try:
-                after = solve(model, found.capacity(model), progress=progress, **options)
-            except LowerLevelError:
-                return proven
-            return after if after.success else proven
+            return _led_on(model, found, progress, options)
         except KeyboardInterrupt:
-            return _by_prices(model, found, tol, progress, interrupted=True)
+            return _interrupted(model, found, tol, progress)
     # The climbs have been through the small gammas: only the last is left, and its certificate.
     gamma = _last_gamma(model)
     model.schedule = Schedule(start=gamma, limit=gamma)
@@ -538,6 +529,22 @@ def _closed(
     except LowerLevelError as error:  # the search's design is an answer all the same
         result = _exactly(model, found.state, tol, Status.FEASIBLE, progress)
         return replace(result, message=f"{result.message} ({error})")
+
+
+def _led_on(
+    model: TransitModel, found: Found, progress: Progress, options: Mapping[str, Any]
+) -> Result:
+    """What prices prove; where that is not enough, what the core's solve leads the design to, if that is."""
+    proven = _by_prices(model, found, options["tol"], progress)
+    if proven.success or len(model.network.trips) > LARGE:
+        return proven
+    # the best prices were on the way, far from where the climb ended
+    model.schedule = Schedule(start=LAST_GAMMA, limit=LAST_GAMMA)
+    try:
+        after = solve(model, found.capacity(model), progress=progress, **options)
+    except LowerLevelError:
+        return proven
+    return after if after.success else proven
 
 
 def _show(progress: Progress, method: str, profit: float) -> None:

@@ -111,6 +111,11 @@ class GeneratedPaths:
     def load(self, flow: Array) -> Array:
         """Link flows of path flows, (links,)."""
         _, start, links = self.paths
-        weights = np.repeat(flow, np.diff(start))
-        # without paths the count is of integers
-        return np.bincount(links, weights, minlength=self.search.links).astype(np.float64)
+        return link_flows(start, links, flow, self.search.links)
+
+
+def link_flows(start: Array, links: Array, flow: Array, number: int) -> Array:
+    """Flows of so many links from path flows, (number,)."""
+    weights = np.repeat(flow, np.diff(start))
+    # without paths the count is of integers
+    return np.bincount(links, weights, minlength=number).astype(np.float64)

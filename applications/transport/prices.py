@@ -38,14 +38,19 @@ import numpy as np
 from scipy.linalg.lapack import dpotrf, dpotrs
 from scipy.special import expit
 
-from blocc.applications.transport.critical import RATIO, Critical, Settling, warm_start
-from blocc.applications.transport.generated import GeneratedPaths
+from blocc.applications.transport.critical import (
+    Critical,
+    Settling,
+    followed,
+    warm_start,
+    within_reach,
+)
+from blocc.applications.transport.generated import GeneratedPaths, link_flows
 from blocc.applications.transport.model import TransitModel
 from blocc.applications.transport.paths import (
     _assemble,
     _assemble_means,
     _barrier,
-    _pair_solve,
     _path_sums,
     _subset,
     _to_boundary,
@@ -76,7 +81,10 @@ ROUNDING = 1e-12  # of the curvature's diagonal, added to it: weights of many or
 THREADED = 100_000  # paths from which both curvatures are assembled on two threads
 TIGHT = 1e-8  # capacity left above the flow, relative: what there is of it, the passengers gain
 NOBODY = 1e-11  # share of a pair's trips that counts as none: prices of closed links let by what rounds to nothing
-LAST_GAUGE = 1e-8  # from which a critical point at another gamma is sought
+LAST_GAMMA, LAST_GAUGE = (
+    64.0,
+    1e-8,
+)  # of the last critical point, and the gauge from which it is sought
 PART, SIZE = 0.15, 0.3  # of the prices that a perturbation changes, and by how much
 CLOSED, CLOSING = (
     0.05,
@@ -113,9 +121,7 @@ def trimmed(model: TransitModel, start: Mapping[str, Array]) -> Array:
 
 def _load(model: TransitModel, start: Array, links: Array, flow: Array) -> Array:
     """Link flows of path flows."""
-    weights = np.repeat(flow, np.diff(start))
-    # without paths the count is of integers
-    return np.bincount(links, weights, minlength=model.paths.links).astype(np.float64)
+    return link_flows(start, links, flow, model.paths.links)
 
 
 def _own(model: TransitModel, price: Array) -> Array:
@@ -185,18 +191,18 @@ def climb(
     """
     profit, best = loading(model, price)[0], price
 
-    def reached(here: Array) -> None:
+    def reached(here: Array) -> float:
         nonlocal profit, best
         now = loading(model, here)[0]
         if report is not None:
             report(now, here)
         if now > profit:
             profit, best = now, here
+        return now
 
     def settled(here: Array) -> None:
         nonlocal best
-        reached(here)
-        if loading(model, here)[0] >= profit - 1e-9 * (1.0 + abs(profit)):
+        if reached(here) >= profit - 1e-9 * (1.0 + abs(profit)):
             best = here  # closed links at the lowest prices, which trials open more easily
 
     smooth = Smooth(model, price)
@@ -341,18 +347,14 @@ class Smooth:
         if self.estimate is None:
             return own
         flow, costly, rest = (
-            np.clip(np.where(np.isnan(guess), value, guess), value / RATIO, RATIO * value)
-            for guess, value in zip(self.estimate, own, strict=True)
+            within_reach(guess, value) for guess, value in zip(self.estimate, own, strict=True)
         )
         return flow, costly, rest
 
     def _follow(self, here: _Point, weight: Array, layer: int, change: Array) -> Array:
         """Path flows of one D after a change of prices, to first order: the next primal-dual estimate."""
         flow, margin = here.flow[layer], here.margin[layer]
-        nothing = np.zeros(len(self.trips)), np.zeros(len(flow))
-        system = weight, expit(-margin), self.trips * expit(margin)
-        after: Array = flow + _pair_solve(*self.structure, *system, *nothing, change)[0]
-        return np.maximum(after, 0.0)
+        return followed(self.structure, self.trips, flow, margin, weight, change)
 
     def _step(self) -> float | None:
         """One Newton step; the decrease that it promises, None where the curvature is singular."""

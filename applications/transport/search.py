@@ -25,7 +25,7 @@ import numpy as np
 from blocc.applications.transport import budget, prices
 from blocc.applications.transport.critical import Critical
 from blocc.applications.transport.model import SLACK, TransitModel
-from blocc.applications.transport.prices import Stage
+from blocc.applications.transport.prices import LAST_GAMMA, Stage
 from blocc.errors import InvalidInputError, LowerLevelError, require
 from blocc.result import read_archive, write_archive
 
@@ -38,7 +38,6 @@ ROUND = 4  # trials that start from the same incumbent
 
 COMPLETE = 1e-4  # part of the paths that may still be new where none is missing to speak of
 GAMMA = 32.0  # the last one of climbs over prices
-LAST_GAMMA = 64.0  # of the critical point
 
 
 def _falling(gamma: float, first: float, factor: float, number: int, *ends: Any) -> Any:
